@@ -1,0 +1,54 @@
+# Every target works on a fresh machine: `.venv` and the pinned packages come by themselves.
+SHELL := /bin/bash
+PY ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install run up test check format lock clean bench
+
+help: ## show this help
+	@echo "Rushgate: takes the orders of a flash sale. Targets:"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12 | sed 's/^/  make /'
+	@echo "  Settings: docs/operations.md.  The command: $(BIN)/rushgate --help"
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PY) >/dev/null || { echo "make: $(PY) not found: install Python 3.11, or name yours with PY=..."; exit 2; }
+	@test -x $(BIN)/python || $(PY) -m venv $(VENV)
+	@echo "installing the pinned packages into $(VENV) (the first time takes a minute)"
+	@$(BIN)/pip install -q --require-hashes -r requirements.lock
+	@$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+install: $(STAMP) ## make .venv with the pinned packages
+
+run: $(STAMP) ## the main job: the stack, the sample campaign, a real rush, the audit (ONCE=1: then exit)
+	@exec $(BIN)/rushgate demo $(if $(filter 1,$(ONCE)),--once)
+
+up: $(STAMP) ## only the stack, in the foreground
+	@exec $(BIN)/rushgate up
+
+test: $(STAMP) ## all tests, against real services that the tests start themselves
+	@$(BIN)/python -m pytest
+
+check: $(STAMP) ## ruff, mypy --strict, the import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## let ruff format and mend what it can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## the figures of docs/performance.md on this machine
+	@$(BIN)/python -m bench
+
+lock: $(STAMP) ## resolve the dependencies again and pin them with hashes
+	@$(BIN)/pip-compile -q --all-extras --generate-hashes --allow-unsafe --strip-extras \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --output-file requirements.lock pyproject.toml
+
+clean: ## remove .venv and the embedded services' data (stop the stack first)
+	@rm -rf $(VENV) .rushgate build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,245 @@
+"""What operators do with a campaign: define, open, pause, resume, restock, close. The ledger is written first.
+
+Every step can be repeated: a call that broke off in the middle is finished by the same call again.
+"""
+
+import asyncpg
+import msgspec
+from msgspec import Struct
+
+from core.errors import CampaignLost, CampaignUnknown, Invalid, Refused
+from core.ledger.pool import Pool, ask
+from core.ledger.queries import query
+from core.model import CampaignSpec, Restock
+from lua.connection import SharedConnection
+from lua.keys import SaleKeys, home_shards, portion, sale_keys
+from lua.scripts import ChangeCode, OpenCode, RestockCode, Scripts
+
+
+class Campaign(Struct, frozen=True):
+    """A campaign as the ledger has it."""
+
+    campaign: str
+    state: str
+    version: int
+    epoch: int
+    spec: CampaignSpec
+
+
+class Restocked(Struct, frozen=True):
+    """What a restock did: units really added (negative: withdrawn), and whether this id had done it before."""
+
+    id: str
+    sku: str
+    units: int
+    repeated: bool
+
+
+class CampaignDesk:
+    """One per process; the store connection and the pool are the caller's."""
+
+    def __init__(self, store: SharedConnection, ledger: Pool, shards: int, lease_ms: int) -> None:
+        self._scripts = Scripts(store)
+        self._ledger = ledger
+        self._shards = shards
+        self._lease_ms = lease_ms
+
+    async def show(self, campaign: str) -> Campaign:
+        """Raises CampaignUnknown."""
+        row = await ask(lambda: self._ledger.fetchrow(query("get_campaign"), self._first(campaign), campaign))
+        if row is None:
+            raise CampaignUnknown(f"no campaign is called {campaign}")
+        spec = msgspec.json.decode(row["spec"], type=CampaignSpec)
+        return Campaign(campaign, row["state"], row["version"], row["epoch"], spec)
+
+    async def put(self, campaign: str, spec: CampaignSpec) -> Campaign:
+        """Defined as a draft, or changed: of a campaign that was opened only window, limits and pay_within_s change.
+
+        Raises: Invalid; Refused if a change is not allowed any more.
+        """
+        if spec.spread > self._shards:
+            raise Invalid(f"at most {self._shards}, the number of shards of this deployment", "spread")
+        text = msgspec.json.encode(spec).decode()
+        first = self._first(campaign)
+        row = await ask(lambda: self._ledger.fetchrow(query("put_campaign"), first, campaign, text))
+        if row is not None:
+            return await self.show(campaign)
+        known = await self.show(campaign)
+        if known.state == "closed":
+            raise Refused(f"campaign {campaign} is closed")
+        old, new = msgspec.structs.asdict(known.spec), msgspec.structs.asdict(spec)
+        for field in ("order_type", "currency", "spread", "channels", "skus"):
+            if old[field] != new[field]:
+                hint = "; stock changes by restock" if field == "skus" else ""
+                raise Refused(f"{field} cannot change once a campaign was opened{hint}")
+        return await self._turn(known, known.state, spec)
+
+    async def open(self, campaign: str) -> Campaign:
+        """On sale within its window. Of a draft, the stock is installed on its shards; a paused one resumes.
+
+        Raises: Refused if it is closed; CampaignLost if the store has lost it since it was opened.
+        """
+        known = await self.show(campaign)
+        if known.state == "closed":
+            raise Refused(f"campaign {campaign} is closed")
+        if known.state in ("draft", "opening"):
+            if known.state == "draft":
+                known = await self._record(known, "opening", known.spec)
+            known = await self._install(known)
+        return await self._turn(known, "open", known.spec)
+
+    async def pause(self, campaign: str) -> Campaign:
+        """No order is taken until it is opened again. Raises: Refused if it is neither open nor paused."""
+        known = await self.show(campaign)
+        if known.state not in ("open", "paused"):
+            raise Refused(f"campaign {campaign} is {known.state}")
+        return await self._turn(known, "paused", known.spec)
+
+    async def close(self, campaign: str) -> Campaign:
+        """Over for good; what is left on the shards is withdrawn. Raises: Refused if it was never opened."""
+        known = await self.show(campaign)
+        if known.state in ("draft", "opening"):
+            raise Refused(f"campaign {campaign} is {known.state}")
+        if known.state != "closed":
+            known = await self._turn(known, "closed", known.spec)
+        else:
+            await self._tell_store(known)
+        # No order is accepted any more, so this is all; units that come back later stay where they are counted.
+        readings = await self._scripts.audit(self._keys(known))
+        for shard, reading in zip(self._home(known), readings, strict=True):
+            for sku, left in reading.left.items():
+                if left:
+                    await self._move(known, [(shard, f"close.{reading.now_ms}.{sku}", sku, -left)], "close")
+        return known
+
+    async def restock(self, campaign: str, change: Restock) -> Restocked:
+        """Units are added to the shards in equal parts, or withdrawn from where they are left; once per id.
+
+        Raises: Refused if the campaign is not open or paused, or if fewer units are left than to be withdrawn.
+        """
+        known = await self.show(campaign)
+        if change.sku not in {s.sku for s in known.spec.skus}:
+            raise Invalid(f"campaign {campaign} does not sell {change.sku}", "sku")
+        if known.state not in ("open", "paused"):
+            raise Refused(f"campaign {campaign} is {known.state}")
+        if change.units == 0:
+            raise Invalid("must not be 0", "units")
+        move_id = f"restock.{change.id}"
+        journal = [m for m in await self._moves(known) if m["move_id"] == move_id]
+        if journal:
+            if any(m["sku"] != change.sku for m in journal):
+                raise Refused(f"restock {change.id} was of sku {journal[0]['sku']}")
+            plan = [(m["shard"], move_id, m["sku"], m["units"]) for m in journal if m["state"] != "refused"]
+            if not plan:
+                raise Refused(f"restock {change.id} was refused: send a new id to try again")
+        else:
+            plan = await self._plan(known, move_id, change)
+        done = await self._move(known, plan, "restock")
+        if change.units < 0 and done == 0:
+            raise Refused(f"fewer than {-change.units} units of {change.sku} are left")
+        repeated = bool(journal) and all(m["state"] != "pending" for m in journal)
+        return Restocked(change.id, change.sku, done, repeated)
+
+    async def _plan(self, known: Campaign, move_id: str, change: Restock) -> list[tuple[int, str, str, int]]:
+        home = self._home(known)
+        if change.units > 0:
+            parts = [portion(change.units, slot, len(home)) for slot in range(len(home))]
+        else:
+            readings = await self._scripts.audit(self._keys(known))
+            left = [r.left.get(change.sku, 0) for r in readings]
+            if sum(left) < -change.units:
+                raise Refused(f"fewer than {-change.units} units of {change.sku} are left")
+            parts, wanted = [], -change.units
+            for count in left:
+                parts.append(-min(count, wanted))
+                wanted += parts[-1]
+        return [(s, move_id, change.sku, p) for s, p in zip(home, parts, strict=True) if p]
+
+    async def _move(self, known: Campaign, plan: list[tuple[int, str, str, int]], kind: str) -> int:
+        """Journalled, then made, then marked as made. Returns the units really moved."""
+        shards, ids, skus, units = (list(column) for column in zip(*plan, strict=True))
+        await ask(lambda: self._ledger.execute(query("put_move"), shards, known.campaign, ids, skus, kind, units))
+        total = 0
+        for shard, move_id, sku, count in plan:
+            keys = sale_keys(shard, known.campaign)
+            code, _ = await self._scripts.restock(keys, known.epoch, move_id, sku, count)
+            if code in (RestockCode.FENCED, RestockCode.UNKNOWN):
+                raise CampaignLost(f"the store does not hold campaign {known.campaign} as it should")
+            made = code is not RestockCode.TOO_FEW
+            total += count if made else 0
+            await self._end_move(shard, known.campaign, move_id, "applied" if made else "refused")
+        return total
+
+    async def _end_move(self, shard: int, campaign: str, move_id: str, state: str) -> None:
+        await ask(lambda: self._ledger.execute(query("end_move"), shard, campaign, move_id, state))
+
+    async def _moves(self, known: Campaign) -> list[asyncpg.Record]:
+        rows = await ask(lambda: self._ledger.fetch(query("get_moves"), self._home(known), known.campaign))
+        return list(rows)
+
+    async def _install(self, known: Campaign) -> Campaign:
+        """The stock is journalled and on the shards, the campaign there is paused until all have it."""
+        home, spec = self._home(known), known.spec
+        plan = [
+            (shard, f"open.{s.sku}", s.sku, portion(s.stock, slot, len(home)))
+            for slot, shard in enumerate(home)
+            for s in spec.skus
+        ]
+        shards, ids, skus, units = (list(column) for column in zip(*plan, strict=True))
+        await ask(lambda: self._ledger.execute(query("put_move"), shards, known.campaign, ids, skus, "open", units))
+        for slot, keys in enumerate(self._keys(known)):
+            stock = {s.sku: portion(s.stock, slot, len(home)) for s in spec.skus}
+            meta = {**_meta(spec, "paused"), "version": known.version, "lease_ms": self._lease_ms}
+            code = await self._scripts.open(keys, known.epoch, meta, stock)
+            if code in (OpenCode.FENCED, OpenCode.DIRTY):
+                raise CampaignLost(f"the store holds other data of campaign {known.campaign}: {code.name}")
+        for shard, move_id, _, _ in plan:
+            await self._end_move(shard, known.campaign, move_id, "applied")
+        return known
+
+    async def _turn(self, known: Campaign, state: str, spec: CampaignSpec) -> Campaign:
+        """Ledger and store have the new state and definition."""
+        if (state, spec) != (known.state, known.spec):
+            known = await self._record(known, state, spec)
+        await self._tell_store(known)
+        return known
+
+    async def _record(self, known: Campaign, state: str, spec: CampaignSpec) -> Campaign:
+        first, text = self._first(known.campaign), msgspec.json.encode(spec).decode()
+        version = await ask(
+            lambda: self._ledger.fetchval(query("change_campaign"), first, known.campaign, known.version, state, text)
+        )
+        if version is None:
+            raise Refused(f"campaign {known.campaign} was changed by somebody else just now: look, and try again")
+        return Campaign(known.campaign, state, version, known.epoch, spec)
+
+    async def _tell_store(self, known: Campaign) -> None:
+        for keys in self._keys(known):
+            code = await self._scripts.change(keys, known.epoch, known.version, _meta(known.spec, known.state))
+            if code is ChangeCode.FENCED:
+                raise CampaignLost(f"the store does not hold campaign {known.campaign} as it should")
+
+    def _first(self, campaign: str) -> int:
+        return home_shards(campaign, 1, self._shards)[0]
+
+    def _home(self, known: Campaign) -> list[int]:
+        return home_shards(known.campaign, known.spec.spread, self._shards)
+
+    def _keys(self, known: Campaign) -> list[SaleKeys]:
+        return [sale_keys(shard, known.campaign) for shard in self._home(known)]
+
+
+def _meta(spec: CampaignSpec, state: str) -> dict[str, str | int]:
+    """The fields of the store's meta that a definition and a state make. Times in ms."""
+    limits = spec.limits
+    return {
+        "state": state,
+        "opens_ms": int(spec.opens_at.timestamp() * 1000),
+        "closes_ms": int(spec.closes_at.timestamp() * 1000),
+        "pay_within_ms": spec.pay_within_s * 1000,
+        "limit_buyer": limits.buyer or "",
+        "limit_buyer_sku": limits.buyer_sku or "",
+        "limit_ip": limits.ip or "",
+        "limit_device": limits.device or "",
+        "config": msgspec.json.encode(spec).decode(),
+    }

@@ -1,0 +1,96 @@
+"""Every error that Rushgate raises on purpose. Outcomes of an order are values, never these."""
+
+from typing import ClassVar
+
+
+class Fault(Exception):
+    """Base of all: carries what HTTP answers and whether the same request may be sent again.
+
+    `code` is stable and public; `detail` is for people and holds no secret.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    @property
+    def detail(self) -> str:
+        return str(self)
+
+
+class ConfigInvalid(Fault):
+    """A setting is unknown or bad; the process stops before it serves anything."""
+
+    code = "config_invalid"
+
+
+class StoreUnavailable(Fault):
+    """No usable answer from the store. What was asked may or may not have happened.
+
+    Asking again with the same request key, move id or version is safe: every script is idempotent by it.
+    """
+
+    status = 503
+    code = "store_unavailable"
+    retryable = True
+
+
+class StoreNotAsPromised(StoreUnavailable):
+    """The store answers, but is not set for the durability that the deployment promises: nothing is served."""
+
+    code = "store_not_as_promised"
+
+
+class LedgerUnavailable(Fault):
+    """No usable answer from the ledger in time. Intake does not need it and goes on."""
+
+    status = 503
+    code = "ledger_unavailable"
+    retryable = True
+
+
+class SchemaMismatch(Fault):
+    """The ledger's schema is newer than this program, or not migrated yet."""
+
+    code = "schema_mismatch"
+
+
+class Overloaded(Fault):
+    """A queue stands at its bound: the newest request is refused, nothing accepted is dropped."""
+
+    status = 503
+    code = "overloaded"
+    retryable = True
+
+
+class CampaignUnknown(Fault):
+    """No campaign of that name was ever defined."""
+
+    status = 404
+    code = "unknown_campaign"
+
+
+class CampaignLost(Fault):
+    """The ledger says that the campaign was installed; the store does not hold it, or holds another epoch."""
+
+    status = 503
+    code = "campaign_lost"
+    retryable = True
+
+
+class Refused(Fault):
+    """The request is understood and may not be carried out in the present state."""
+
+    status = 409
+    code = "conflict"
+
+
+class Invalid(Fault):
+    """The request itself is bad; `field` says where (a path such as `items[0].quantity`), the message says why."""
+
+    status = 422
+    code = "invalid"
+
+    def __init__(self, why: str, field: str = "") -> None:
+        super().__init__(why)
+        self.field = field

@@ -1,0 +1,68 @@
+"""Connections to the ledger, each with its time limits, and the sorting of what goes wrong on them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import asyncpg
+
+from core.errors import LedgerUnavailable
+
+Pool = asyncpg.Pool
+T = TypeVar("T")
+
+# Losers of a race between transactions: the same idempotent statement again is the answer.
+RACES = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+# The ledger is away, starting, full or slow: the same statement may do later.
+AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.OperatorInterventionError,  # shutdown, and a cancelled statement
+    asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
+    asyncpg.LockNotAvailableError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+
+
+async def open_pool(dsn: str, name: str, timeout_s: float, size: int) -> Pool:
+    """At most `size` connections, made when needed; `name` is shown by pg_stat_activity.
+
+    Makes no contact yet, so a process can start while the ledger is away.
+    """
+    ms = str(int(timeout_s * 1000))
+    return await asyncpg.create_pool(
+        dsn,
+        min_size=0,
+        max_size=size,
+        timeout=timeout_s,
+        command_timeout=timeout_s,
+        server_settings={
+            "application_name": name,
+            "statement_timeout": ms,
+            "lock_timeout": ms,
+            "idle_in_transaction_session_timeout": ms,
+            "jit": "off",  # short statements: compiling them costs more than it saves
+        },
+    )
+
+
+async def ask(call: Callable[[], Awaitable[T]], attempts: int = 5) -> T:
+    """The result of an idempotent `call`, repeated at once when it loses a race.
+
+    Raises:
+        LedgerUnavailable: the ledger is away; the statement may or may not have been carried out.
+    """
+    for attempt in range(attempts):
+        try:
+            return await call()
+        except RACES as exc:
+            if attempt + 1 == attempts:
+                raise LedgerUnavailable(f"lost {attempts} races in a row: {exc}") from exc
+            await asyncio.sleep(0.002 * 2**attempt)
+        except AWAY as exc:
+            raise LedgerUnavailable(f"the ledger cannot be used: {type(exc).__name__}: {exc}") from exc
+    raise AssertionError("unreachable")

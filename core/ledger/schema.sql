@@ -1,0 +1,110 @@
+-- The ledger as all migrations leave it; a test compares the two.
+
+CREATE TABLE campaigns (
+    shard      smallint    NOT NULL, -- the campaign's first shard
+    campaign   text        NOT NULL,
+    epoch      integer     NOT NULL,
+    version    integer     NOT NULL,
+    state      text        NOT NULL,
+    spec       jsonb       NOT NULL, -- core.model.CampaignSpec, its SKUs as first defined
+    changed_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT campaigns_pkey PRIMARY KEY (shard, campaign),
+    CONSTRAINT campaigns_state CHECK (state IN ('draft', 'opening', 'open', 'paused', 'closed'))
+);
+
+CREATE TABLE campaign_skus (
+    shard    smallint NOT NULL,
+    campaign text     NOT NULL,
+    sku      text     NOT NULL,
+    position smallint NOT NULL,
+    name     text     NOT NULL,
+    stock    bigint   NOT NULL, -- units at the opening
+    price    bigint   NOT NULL, -- minor units
+    CONSTRAINT campaign_skus_pkey PRIMARY KEY (shard, campaign, sku),
+    CONSTRAINT campaign_skus_stock CHECK (stock >= 0),
+    CONSTRAINT campaign_skus_price CHECK (price >= 0)
+);
+
+CREATE TABLE stock_moves (
+    shard    smallint    NOT NULL, -- the shard whose stock changes
+    campaign text        NOT NULL,
+    move_id  text        NOT NULL,
+    sku      text        NOT NULL,
+    kind     text        NOT NULL,
+    units    bigint      NOT NULL, -- negative = withdrawn
+    state    text        NOT NULL,
+    at       timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT stock_moves_pkey PRIMARY KEY (shard, campaign, move_id),
+    CONSTRAINT stock_moves_kind CHECK (kind IN ('open', 'restock', 'close')),
+    CONSTRAINT stock_moves_state CHECK (state IN ('pending', 'applied', 'refused'))
+);
+
+CREATE TABLE orders (
+    shard       smallint    NOT NULL,
+    order_id    uuid        NOT NULL,
+    campaign    text        NOT NULL,
+    epoch       integer     NOT NULL,
+    seq         bigint      NOT NULL, -- 1, 2, 3 ... without a gap per shard, campaign and epoch
+    channel     text        NOT NULL,
+    request_key text        NOT NULL,
+    buyer_id    text        NOT NULL,
+    client_ip   text        NOT NULL,
+    device_id   text        NOT NULL,
+    state       text        NOT NULL,
+    version     integer     NOT NULL,
+    amount      bigint      NOT NULL, -- minor units
+    currency    text        NOT NULL,
+    accepted_at timestamptz NOT NULL, -- the store's clock
+    pay_by      timestamptz NOT NULL,
+    ship_to     jsonb,
+    CONSTRAINT orders_pkey PRIMARY KEY (shard, order_id),
+    CONSTRAINT orders_request_key UNIQUE (shard, campaign, channel, request_key),
+    CONSTRAINT orders_seq_key UNIQUE (shard, campaign, epoch, seq),
+    CONSTRAINT orders_amount CHECK (amount >= 0)
+);
+
+CREATE TABLE order_items (
+    shard    smallint NOT NULL,
+    order_id uuid     NOT NULL,
+    line     smallint NOT NULL,
+    sku      text     NOT NULL,
+    quantity integer  NOT NULL,
+    price    bigint   NOT NULL, -- of one unit, minor units
+    CONSTRAINT order_items_pkey PRIMARY KEY (shard, order_id, line),
+    CONSTRAINT order_items_quantity CHECK (quantity > 0)
+);
+
+CREATE TABLE order_events (
+    shard      smallint    NOT NULL,
+    order_id   uuid        NOT NULL,
+    version    integer     NOT NULL, -- of the order after this event
+    at         timestamptz NOT NULL,
+    action     text        NOT NULL,
+    from_state text,                 -- NULL = the order begins
+    to_state   text        NOT NULL,
+    actor      text        NOT NULL,
+    CONSTRAINT order_events_pkey PRIMARY KEY (shard, order_id, version)
+);
+
+CREATE TABLE outbox (
+    shard    smallint    NOT NULL,
+    order_id uuid        NOT NULL,
+    version  integer     NOT NULL, -- of the order when the message came to be; with the topic, its stable id
+    topic    text        NOT NULL,
+    at       timestamptz NOT NULL,
+    CONSTRAINT outbox_pkey PRIMARY KEY (shard, order_id, version, topic)
+);
+
+CREATE TABLE dead_letters (
+    shard    smallint    NOT NULL,
+    entry_id text        NOT NULL, -- of the intake
+    place    integer     NOT NULL, -- of the order in its entry; -1 = the whole entry
+    campaign text,
+    epoch    integer,
+    seq      bigint,
+    order_id uuid,
+    reason   text        NOT NULL,
+    payload  bytea       NOT NULL,
+    at       timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT dead_letters_pkey PRIMARY KEY (shard, entry_id, place)
+);

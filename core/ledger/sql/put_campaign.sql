@@ -1,0 +1,10 @@
+-- put_campaign: define a campaign, or define it again while it is a draft.
+--
+-- Params   $1 shard  $2 campaign  $3 spec (JSON)
+-- Returns  version, or no row if the campaign is no draft any more
+INSERT INTO campaigns AS c (shard, campaign, epoch, version, state, spec)
+VALUES ($1, $2, 1, 1, 'draft', $3::jsonb)
+ON CONFLICT (shard, campaign) DO UPDATE
+SET spec = excluded.spec, version = c.version + 1, changed_at = now()
+WHERE c.state = 'draft'
+RETURNING version;

@@ -1,0 +1,180 @@
+"""What callers send and what they get back: typed structs with a limit on every field.
+
+Quantities are units for sale; money is in minor units of the campaign's currency; times are RFC 3339 with zone.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+FIRST_STATE = "accepted"  # of every order, in the store and in the ledger
+MAX_LINES = 20  # of one order
+MAX_QUANTITY = 1_000  # of one line
+MAX_SKUS = 500  # of one campaign
+MAX_UNITS = 100_000_000  # of one SKU
+MAX_PRICE = 1_000_000_000_000  # minor units
+
+# Visible ASCII: what a channel's own ids are made of; nothing that a log, a header or a key could stumble over.
+Visible = r"^[\x21-\x7e]*\Z"
+NAME = r"^[a-z0-9][a-z0-9_-]*\Z"
+# No control characters: text for people in any script.
+Printable = r"^[^\x00-\x1f\x7f]*\Z"
+
+BuyerId = Annotated[str, Meta(min_length=1, max_length=64, pattern=Visible)]
+DeviceId = Annotated[str, Meta(min_length=1, max_length=128, pattern=Visible)]
+ClientIp = Annotated[str, Meta(min_length=2, max_length=45, pattern=r"^[0-9A-Fa-f:.]*\Z")]
+SkuName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+ChannelName = Annotated[str, Meta(min_length=1, max_length=32, pattern=NAME)]
+CampaignName = Annotated[str, Meta(min_length=1, max_length=64, pattern=NAME)]
+RequestKey = Annotated[str, Meta(min_length=1, max_length=64, pattern=Visible)]
+Quantity = Annotated[int, Meta(ge=1, le=MAX_QUANTITY)]
+Limit = Annotated[int, Meta(ge=1, le=1_000_000)]
+When = Annotated[datetime, Meta(tz=True)]
+
+
+class Item(Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of a basket as the buyer sends it."""
+
+    sku: SkuName
+    quantity: Quantity
+
+
+class ShipTo(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Where the goods go."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=100, pattern=Printable)]
+    phone: Annotated[str, Meta(min_length=3, max_length=32, pattern=r"^[0-9+() .-]*\Z")]
+    address: Annotated[str, Meta(min_length=1, max_length=300, pattern=Printable)]
+    postcode: Annotated[str, Meta(max_length=16, pattern=Printable)] | None = None
+    country: Annotated[str, Meta(pattern=r"^[A-Z]{2}\Z")] | None = None
+
+
+class OrderRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /v1/campaigns/{campaign}/orders`."""
+
+    buyer_id: BuyerId
+    items: Annotated[list[Item], Meta(min_length=1, max_length=MAX_LINES)]
+    client_ip: ClientIp | None = None
+    device_id: DeviceId | None = None
+    ship_to: ShipTo | None = None
+
+
+class BatchLine(OrderRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One line of `POST /v1/campaigns/{campaign}/orders:batch`."""
+
+    request_key: RequestKey
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Most units in a campaign; a limit left out is no limit."""
+
+    buyer: Limit | None = None
+    buyer_sku: Limit | None = None
+    ip: Limit | None = None
+    device: Limit | None = None
+
+
+class SkuSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """One SKU of a campaign: units to sell at first, price in minor units."""
+
+    sku: SkuName
+    name: Annotated[str, Meta(min_length=1, max_length=200, pattern=Printable)]
+    stock: Annotated[int, Meta(ge=0, le=MAX_UNITS)]
+    price: Annotated[int, Meta(ge=0, le=MAX_PRICE)]
+
+
+class CampaignSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A campaign as an operator defines it: body of `PUT /v1/admin/campaigns/{campaign}`, or a TOML file."""
+
+    order_type: Literal["goods"] = "goods"
+    opens_at: When
+    closes_at: When
+    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
+    pay_within_s: Annotated[int, Meta(ge=1, le=30 * 86_400)]
+    spread: Annotated[int, Meta(ge=1, le=1024)] = 1
+    limits: Limits = Limits()
+    channels: Annotated[list[ChannelName], Meta(min_length=1, max_length=100)] | None = None
+    skus: Annotated[list[SkuSpec], Meta(min_length=1, max_length=MAX_SKUS)]
+
+    def __post_init__(self) -> None:
+        # msgspec turns a ValueError raised here into its own ValidationError.
+        if self.closes_at <= self.opens_at:
+            raise ValueError("closes_at must be later than opens_at")
+        names = [s.sku for s in self.skus]
+        if len(set(names)) != len(names):
+            raise ValueError("skus name the same sku twice")
+
+
+class Restock(Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `…/restock`: units to add, or to withdraw if negative, at most once per id."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+    sku: SkuName
+    units: Annotated[int, Meta(ge=-MAX_UNITS, le=MAX_UNITS)]
+
+
+class OrderLine(Struct, frozen=True):
+    """One line of an order as it stands: price is of one unit, in minor units."""
+
+    sku: str
+    quantity: int
+    price: int
+
+
+class OrderView(Struct, frozen=True, kw_only=True):
+    """An order as it stands, from the store or from the ledger; both give the same for the same version."""
+
+    order_id: str
+    campaign: str
+    channel: str
+    buyer_id: str
+    state: str
+    items: list[OrderLine]
+    amount: int
+    currency: str
+    accepted_at: datetime
+    pay_by: datetime
+    version: int
+
+
+class AuditSku(Struct, frozen=True, kw_only=True):
+    """The balance of one SKU in units: allocation = left + held + sold."""
+
+    sku: str
+    allocation: int
+    left: int
+    held: int
+    sold: int
+    in_flight: int
+
+
+class AuditReport(Struct, frozen=True, kw_only=True):
+    """What an audit found; orders are counted unless a field says units. `ok` = every judged invariant holds."""
+
+    ok: bool
+    accepted: int
+    persisted: int
+    oversold: int  # units
+    lost: int
+    duplicated: int
+    unsold: int  # units
+    phantom: int
+    over_limit: int  # buyers, IPs or devices past a limit
+    in_flight: int
+    dead_lettered: int
+    skus: list[AuditSku]
+    findings: list[str]
+
+
+def check_type(spec: CampaignSpec, shards: int) -> None:
+    """Raises ValueError if the campaign cannot live in a deployment of so many shards."""
+    if spec.spread > shards:
+        raise ValueError(f"spread must be at most {shards}, the number of shards of this deployment")
+
+
+def explain(exc: msgspec.ValidationError) -> tuple[str, str]:
+    """The field a validation error is about (empty for the body itself) and why, from msgspec's message."""
+    why, _, path = str(exc).partition(" - at `$")
+    return path.rstrip("`").lstrip("."), why

@@ -1,0 +1,130 @@
+"""Settings: one frozen struct, read once per process from a TOML file and the environment.
+
+Every field is an environment variable `RUSHGATE_<FIELD>` and a key of the TOML file that `RUSHGATE_CONFIG` names; the
+environment wins. docs/operations.md lists them. Unknown or bad settings stop the process and name themselves.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from core.errors import ConfigInvalid
+from core.ids import MAX_SHARDS
+
+PREFIX = "RUSHGATE_"
+
+Seconds = Annotated[float, Meta(gt=0, le=3_600)]
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Every setting with its unit, range and default; `description` is what docs/operations.md prints."""
+
+    store_url: Annotated[str, Meta(description="Store, e.g. `redis://:password@host:6379/0`. Empty: `rushgate up` starts an embedded Valkey.")] = ""  # fmt: skip # noqa: E501
+    ledger_dsn: Annotated[str, Meta(description="Ledger, e.g. `postgresql://user:password@host/rushgate`. Empty: `rushgate up` starts an embedded Postgres.")] = ""  # fmt: skip # noqa: E501
+    durability: Annotated[Literal["memory", "fsync"], Meta(description="What a 202 is worth: `fsync` = on the store's disk before the answer; `memory` = in its memory. Checked at every connect.")] = "fsync"  # fmt: skip # noqa: E501
+    shards: Annotated[int, Meta(ge=1, le=MAX_SHARDS, description="Shards of this deployment; fixed for its life.")] = 64  # fmt: skip # noqa: E501
+    admin_token: Annotated[str, Meta(description="Secret of the admin calls, 16 characters or more. Empty: they are refused.")] = ""  # fmt: skip # noqa: E501
+    channel_keys: Annotated[dict[str, str], Meta(description="Secrets of the channels, 16 characters or more: `app=SECRET,web=SECRET`; `app.2=SECRET` gives `app` a second one.")] = {}  # fmt: skip # noqa: E501
+    host: Annotated[str, Meta(min_length=1, description="Address the gateway listens on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535, description="Port the gateway listens on; 0 = a free one.")] = 8080
+    public_url: Annotated[str, Meta(description="Start of the links in answers, e.g. `https://orders.example`. Empty: links are paths.")] = ""  # fmt: skip # noqa: E501
+    gateway_workers: Annotated[int, Meta(ge=1, le=64, description="Gateway processes of `rushgate up`.")] = 1
+    ledger_workers: Annotated[int, Meta(ge=1, le=64, description="Ledger workers of `rushgate up`.")] = 1
+    data_dir: Annotated[str, Meta(min_length=1, description="Folder of the embedded services and of `rushgate up`.")] = ".rushgate"  # fmt: skip # noqa: E501
+    embedded_store_port: Annotated[int, Meta(ge=0, le=65_535, description="Port of the embedded Valkey; 0 = a free one.")] = 0  # fmt: skip # noqa: E501
+    body_bytes: Annotated[int, Meta(ge=256, le=1_048_576, description="Largest body of one order, bytes; beyond it 413.")] = 16_384  # fmt: skip # noqa: E501
+    batch_body_bytes: Annotated[int, Meta(ge=1_024, le=67_108_864, description="Largest body of `orders:batch`, bytes; beyond it 413.")] = 4_194_304  # fmt: skip # noqa: E501
+    queue_orders: Annotated[int, Meta(ge=1, le=1_000_000, description="Most requests that wait for the store in one gateway process; beyond it 503 `overloaded`.")] = 20_000  # fmt: skip # noqa: E501
+    store_connections: Annotated[int, Meta(ge=1, le=16, description="Intake connections to the store per gateway process.")] = 2  # fmt: skip # noqa: E501
+    reserve_batch: Annotated[int, Meta(ge=1, le=512, description="Most orders in one `reserve` call.")] = 256
+    store_timeout_s: Annotated[Seconds, Meta(description="Longest wait for the store's answer, seconds.")] = 2.0
+    ledger_timeout_s: Annotated[Seconds, Meta(description="Longest wait for an answer of the ledger, seconds.")] = 10.0
+    retry_after_s: Annotated[int, Meta(ge=1, le=600, description="`Retry-After` of a 503, seconds.")] = 1
+    sold_out_lease_ms: Annotated[int, Meta(ge=0, le=900, description="How long a gateway may answer `sold_out` from memory, and how long returned units wait before they are on sale, ms. Read when a campaign opens. 0: always ask the store.")] = 400  # fmt: skip # noqa: E501
+    drain_orders: Annotated[int, Meta(ge=1, le=10_000, description="Orders that a ledger worker aims to write in one transaction.")] = 1_000  # fmt: skip # noqa: E501
+    claim_idle_ms: Annotated[int, Meta(ge=100, le=3_600_000, description="How long an entry may stay with a silent ledger worker before another one takes it, ms.")] = 5_000  # fmt: skip # noqa: E501
+    grace_s: Annotated[Seconds, Meta(description="Longest graceful stop of a process, seconds; then it is killed.")] = 10.0  # fmt: skip # noqa: E501
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is logged.")] = "info"  # fmt: skip # noqa: E501
+
+    def __post_init__(self) -> None:
+        if self.admin_token and len(self.admin_token) < 16:
+            raise ValueError("admin_token must have 16 characters or more")
+        for channel, secret in self.channel_keys.items():
+            if len(secret) < 16 or not secret.isascii():
+                raise ValueError(f"the key of channel {channel!r} must have 16 ASCII characters or more")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
+        """The settings of this process. Raises ConfigInvalid, naming the setting and what is wrong with it."""
+        values: dict[str, Any] = {}
+        config = environ.get(PREFIX + "CONFIG", "")
+        if config:
+            values |= _from_toml(Path(config))
+        hints = get_type_hints(cls)
+        for variable, text in environ.items():
+            if not variable.startswith(PREFIX) or variable == PREFIX + "CONFIG":
+                continue
+            name = variable.removeprefix(PREFIX).lower()
+            if name not in hints:
+                raise ConfigInvalid(f"{variable}: no such setting; docs/operations.md lists them all")
+            values[name] = _parse(variable, text, hints[name])
+        return cls._checked(values)
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any]) -> "Settings":
+        for name, value in values.items():
+            try:
+                msgspec.convert({name: value}, cls)
+            except msgspec.ValidationError as exc:
+                why = str(exc).partition(" - at `$")[0]
+                raise ConfigInvalid(f"{PREFIX}{name.upper()}: {why}") from exc
+        return msgspec.convert(values, cls)
+
+    def with_values(self, **values: Any) -> "Settings":
+        """A copy with other values, checked like all settings. Raises ConfigInvalid."""
+        return self._checked(msgspec.structs.asdict(self) | values)
+
+    def to_env(self) -> dict[str, str]:
+        """The environment that gives a child process these settings."""
+        env = {}
+        for name, value in msgspec.structs.asdict(self).items():
+            text = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+            env[PREFIX + name.upper()] = text
+        return env
+
+
+def _from_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigInvalid(f"{PREFIX}CONFIG: {path} cannot be read: {exc}") from exc
+    for name in values:
+        if name not in get_type_hints(Settings):
+            raise ConfigInvalid(f"{path}: {name}: no such setting; docs/operations.md lists them all")
+    return values
+
+
+def _parse(variable: str, text: str, hint: Any) -> Any:
+    """The text of an environment variable as the kind of value that the field wants."""
+    kind = hint
+    while hasattr(kind, "__metadata__"):
+        kind = get_args(kind)[0]
+    try:
+        if kind in (int, float):
+            return kind(text)
+        if kind == dict[str, str]:
+            return dict(_pair(variable, p.strip()) for p in text.split(",") if p.strip())
+    except ValueError as exc:
+        raise ConfigInvalid(f"{variable}: {text!r} is not a number") from exc
+    return text
+
+
+def _pair(variable: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigInvalid(f"{variable}: expected name=value, separated by commas")
+    return name.strip(), value.strip()

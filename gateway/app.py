@@ -1,0 +1,63 @@
+"""The ASGI application: one look at the path sends orders down the hot path, the rest goes to Starlette's router."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.admin import problem_response
+from gateway.batch import BatchEndpoint
+from gateway.orders import OrderEndpoint
+from gateway.problems import problem
+from gateway.replies import send_problem
+
+PREFIX = "/v1/campaigns/"
+ORDERS = "/orders"
+BATCH = "/orders:batch"
+
+Endpoint = Callable[[Scope, Receive, Send, str], Awaitable[None]]
+_STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+
+
+class Application:
+    """What uvicorn calls."""
+
+    def __init__(self, orders: OrderEndpoint, batch: BatchEndpoint, rest: ASGIApp) -> None:
+        self._orders = orders
+        self._batch = batch
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            if path.startswith(PREFIX):
+                if path.endswith(ORDERS):
+                    return await self._hot(self._orders, path[14:-7], scope, receive, send)
+                if path.endswith(BATCH):
+                    return await self._hot(self._batch, path[14:-13], scope, receive, send)
+        return await self._rest(scope, receive, send)
+
+    async def _hot(self, endpoint: Endpoint, campaign: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            return await send_problem(send, problem("method_not_allowed"), b"1")
+        return await endpoint(scope, receive, send, campaign)
+
+
+def rest(routes: list[Route], retry_after_s: int) -> Starlette:
+    """Everything but the hot path, its errors as problem+json."""
+
+    async def on_http(request: Request, exc: Exception) -> Response:
+        status = exc.status_code if isinstance(exc, HTTPException) else 500
+        found = problem_response(problem(_STATUS_CODES.get(status, "internal")), retry_after_s)
+        if isinstance(exc, HTTPException) and exc.headers:
+            found.headers.update(exc.headers)
+        return found
+
+    async def on_error(request: Request, exc: Exception) -> Response:
+        return problem_response(problem("internal"), retry_after_s)
+
+    return Starlette(routes=routes, exception_handlers={HTTPException: on_http, Exception: on_error})

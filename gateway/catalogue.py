@@ -1,0 +1,129 @@
+"""What a gateway process knows of the campaigns: read from the store, so that intake needs no ledger."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+import msgspec
+from redis.exceptions import RedisError
+
+from core.errors import CampaignLost, CampaignUnknown, Fault, Refused, StoreUnavailable
+from core.ids import campaign_tag
+from core.ledger.pool import Pool, ask
+from core.ledger.queries import query
+from core.model import CampaignSpec
+from lua.connection import SharedConnection
+from lua.keys import home_shards, sale_keys
+
+MAX_UNKNOWN = 10_000  # names remembered as unknown
+FORGET_S = 1.0  # after so long an unknown name is asked for again
+
+decode_spec = msgspec.json.Decoder(CampaignSpec).decode
+
+
+class NotOpen(Refused):
+    """The campaign is defined and was not opened yet."""
+
+    code = "not_open"
+
+
+class Sale:
+    """An installed campaign at one epoch and version. Immutable, but for `stale`."""
+
+    __slots__ = ("campaign", "channels", "currency", "epoch", "keys", "prices", "shards", "spec", "spread", "stale", "tag", "version")  # fmt: skip # noqa: E501
+
+    def __init__(self, campaign: str, epoch: int, version: int, spec: CampaignSpec, shards: int) -> None:
+        self.campaign = campaign
+        self.epoch = epoch
+        self.version = version
+        self.spec = spec
+        self.spread = spec.spread
+        self.shards = home_shards(campaign, spec.spread, shards)
+        self.keys = [sale_keys(shard, campaign) for shard in self.shards]
+        self.prices = {s.sku: s.price for s in spec.skus}
+        self.currency = spec.currency
+        self.channels = None if spec.channels is None else frozenset(spec.channels)
+        self.tag = campaign_tag(campaign)
+        self.stale = False
+
+
+class Catalogue:
+    """Campaigns by name; each is read once and again when the store names another version or epoch."""
+
+    def __init__(self, store: SharedConnection, ledger: Pool, shards: int) -> None:
+        self.sales: dict[str, Sale] = {}
+        self.shards = shards
+        self._store = store
+        self._ledger = ledger
+        self._unknown: dict[str, float] = {}
+        self._loading: dict[str, asyncio.Task[Sale]] = {}
+
+    async def get(self, campaign: str) -> Sale:
+        """The campaign as last read.
+
+        Raises:
+            CampaignUnknown, NotOpen: what the ledger says of a campaign that the store does not hold.
+            CampaignLost: the ledger says that the store should hold it.
+            StoreUnavailable, LedgerUnavailable: nobody can tell now.
+        """
+        sale = self.sales.get(campaign)
+        if sale is not None:
+            return sale
+        return await self.reload(campaign)
+
+    async def reload(self, campaign: str) -> Sale:
+        """The campaign as the store has it now; concurrent calls share one read. Raises: as `get`."""
+        loop = asyncio.get_running_loop()
+        if self._unknown.get(campaign, 0.0) > loop.time():
+            raise CampaignUnknown(f"no campaign is called {campaign}")
+        task = self._loading.get(campaign)
+        if task is None:
+            task = self._loading[campaign] = loop.create_task(self._read(campaign))
+            task.add_done_callback(lambda t: (self._loading.pop(campaign, None), t.cancelled() or t.exception()))
+        return await asyncio.shield(task)
+
+    def note_version(self, sale: Sale, version: int) -> None:
+        """Reads the campaign again in the background if the store has another version than this one."""
+        if version != sale.version and not sale.stale:
+            sale.stale = True
+            asyncio.get_running_loop().create_task(_quietly(self.reload, sale.campaign))
+
+    def forget(self, campaign: str) -> None:
+        """The next `get` asks the store."""
+        self.sales.pop(campaign, None)
+        self._unknown.pop(campaign, None)
+
+    async def _read(self, campaign: str) -> Sale:
+        keys = sale_keys(home_shards(campaign, 1, self.shards)[0], campaign)
+        [found] = await self._store.exchange([("HMGET", keys.meta, "epoch", "version", "config")])
+        if isinstance(found, RedisError):
+            raise StoreUnavailable(f"the store answers {type(found).__name__}: {found}")
+        epoch, version, config = found
+        if epoch is None or config is None:
+            self.sales.pop(campaign, None)
+            raise await self._why_absent(campaign)
+        sale = Sale(campaign, int(epoch), int(version), decode_spec(config), self.shards)
+        self.sales[campaign] = sale
+        return sale
+
+    async def _why_absent(self, campaign: str) -> Exception:
+        shard = home_shards(campaign, 1, self.shards)[0]
+        row = await ask(lambda: self._fetch(shard, campaign))
+        if row is None:
+            if len(self._unknown) >= MAX_UNKNOWN:
+                self._unknown.clear()
+            self._unknown[campaign] = asyncio.get_running_loop().time() + FORGET_S
+            return CampaignUnknown(f"no campaign is called {campaign}")
+        if row["state"] in ("draft", "opening"):
+            return NotOpen(f"campaign {campaign} is defined and not opened yet")
+        return CampaignLost(f"the store does not hold campaign {campaign}, which the ledger calls {row['state']}")
+
+    async def _fetch(self, shard: int, campaign: str) -> asyncpg.Record | None:
+        return await self._ledger.fetchrow(query("get_campaign"), shard, campaign)
+
+
+async def _quietly(call: Callable[[str], Awaitable[object]], campaign: str) -> None:
+    """A refresh that fails leaves the older version in place; the next answer of the store asks for it again."""
+    with contextlib.suppress(Fault):
+        await call(campaign)

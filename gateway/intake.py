@@ -1,0 +1,179 @@
+"""Batches of requests on owned connections: what arrived while the last batch was in flight is the next batch.
+
+Each connection has one owner task. Nobody lingers for a batch to fill; no request is dropped silently; a caller that
+goes away drops only its own future, never the order.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from core.errors import Overloaded, StoreUnavailable
+from gateway.catalogue import Sale
+from lua.connection import Command, StoreConnection
+from lua.reserve import MAX_LINES, Answers, Ask, Fenced, Lease, Outcome, pack, read
+from lua.source import LuaSource
+
+logger = logging.getLogger("rushgate.gateway")
+
+RESERVE = LuaSource.read("reserve")
+MAX_TAKEN = 1_024  # requests in one exchange
+
+
+class Waiting(NamedTuple):
+    """A request in the queue: for which sale, on which of its shards, what, and who waits."""
+
+    sale: Sale
+    slot: int
+    ask: Ask
+    answer: "asyncio.Future[Outcome]"
+
+
+OnLeases = Callable[[Sale, int, list[Lease], float], None]
+OnVersion = Callable[[Sale, int], None]
+
+
+class Intake:
+    """The queue before the store, and the tasks that carry it there."""
+
+    def __init__(self, connections: Sequence[StoreConnection], bound: int, batch: int) -> None:
+        """`bound`: most requests that may wait; `batch`: most requests in one script call."""
+        self._connections = connections
+        self._bound = bound
+        self._batch = batch
+        self._queue: deque[Waiting] = deque()
+        self._sleepers: deque[asyncio.Future[None]] = deque()
+        self._owners: list[asyncio.Task[None]] = []
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.on_leases: OnLeases = lambda sale, slot, leases, sent_s: None
+        self.on_version: OnVersion = lambda sale, version: None
+
+    def start(self) -> None:
+        """The owner tasks run."""
+        loop = asyncio.get_running_loop()
+        self._owners = [loop.create_task(self._own(c), name="intake owner") for c in self._connections]
+
+    def submit(self, sale: Sale, slot: int, ask: Ask) -> "asyncio.Future[Outcome]":
+        """The request is in the queue; its future gets the outcome, Fenced or StoreUnavailable.
+
+        Raises: Overloaded if the queue stands at its bound; the request was not queued.
+        """
+        if len(self._queue) >= self._bound:
+            raise Overloaded("the queue before the store is full")
+        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._queue.append(Waiting(sale, slot, ask, answer))
+        self._idle.clear()
+        while self._sleepers:
+            sleeper = self._sleepers.popleft()
+            if not sleeper.done():
+                sleeper.set_result(None)
+                break
+        return answer
+
+    async def flush(self) -> None:
+        """All that was queued has its answer."""
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        """The owners and their connections are gone; what still waited failed with StoreUnavailable."""
+        for task in self._owners:
+            task.cancel()
+        await asyncio.gather(*self._owners, return_exceptions=True)
+        for connection in self._connections:
+            await connection.close()
+        while self._queue:
+            _fail(self._queue.popleft(), StoreUnavailable("the gateway stops"))
+
+    async def _own(self, connection: StoreConnection) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._queue:
+                if not self._in_flight:
+                    self._idle.set()
+                sleeper = loop.create_future()
+                self._sleepers.append(sleeper)
+                await sleeper
+                continue
+            taken = self._take()
+            self._in_flight += 1
+            try:
+                await self._carry(connection, taken)
+            except BaseException as exc:
+                if isinstance(exc, Exception):
+                    logger.exception("intake batch broken off")
+                fault = StoreUnavailable(f"the batch was broken off: {type(exc).__name__}")
+                for group in taken:
+                    for waiting in group:
+                        _fail(waiting, fault)
+                if not isinstance(exc, Exception):
+                    raise
+            finally:
+                self._in_flight -= 1
+
+    def _take(self) -> list[list[Waiting]]:
+        """What waits, grouped into calls: same sale and shard, within the script's bounds."""
+        groups: dict[tuple[int, int], list[Waiting]] = {}
+        lines: dict[tuple[int, int], int] = {}
+        full: list[list[Waiting]] = []
+        for _ in range(min(len(self._queue), MAX_TAKEN)):
+            waiting = self._queue.popleft()
+            if waiting.answer.done():  # its caller has gone away, and nothing was sent yet
+                continue
+            which = (id(waiting.sale), waiting.slot)
+            more = len(waiting.ask.lines) >> 1
+            group = groups.get(which)
+            if group is not None and (len(group) >= self._batch or lines[which] + more > MAX_LINES):
+                full.append(group)
+                group = None
+            if group is None:
+                group = groups[which] = []
+                lines[which] = 0
+            group.append(waiting)
+            lines[which] += more
+        return full + list(groups.values())
+
+    async def _carry(self, connection: StoreConnection, groups: list[list[Waiting]]) -> None:
+        calls: list[Command] = []
+        for group in groups:
+            sale, slot = group[0].sale, group[0].slot
+            calls.append(pack(sale.keys[slot], sale.campaign, sale.epoch, [w.ask for w in group]))
+        sent_s = asyncio.get_running_loop().time()
+        try:
+            try:
+                replies = await connection.run(RESERVE, calls)
+            except StoreUnavailable:
+                # Whether it was executed is unknown. Once more on a new connection: the same keys and ids make it safe.
+                replies = await connection.run(RESERVE, calls)
+        except StoreUnavailable as exc:
+            for group in groups:
+                for waiting in group:
+                    _fail(waiting, exc)
+            return
+        for group, reply in zip(groups, replies, strict=True):
+            try:
+                answers = read(reply, [w.ask for w in group])
+            except (Fenced, StoreUnavailable) as exc:
+                for waiting in group:
+                    _fail(waiting, exc)
+            else:
+                self._hand_out(group, answers, sent_s)
+
+    def _hand_out(self, group: list[Waiting], answers: Answers, sent_s: float) -> None:
+        sale, slot = group[0].sale, group[0].slot
+        for waiting, outcome in zip(group, answers.outcomes, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(outcome)
+        if answers.leases:
+            self.on_leases(sale, slot, answers.leases, sent_s)
+        if answers.version != sale.version:
+            self.on_version(sale, answers.version)
+
+
+def _fail(waiting: Waiting, exc: Exception) -> None:
+    if not waiting.answer.done():
+        waiting.answer.set_exception(exc)
+        waiting.answer.exception()  # a caller that has gone away leaves no "never retrieved" behind

@@ -1,0 +1,178 @@
+"""Where an order stands: from its 202 on, ledger or not. Many pollers of one tick are answered by one query."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import asyncpg
+from asyncpg.pgproto.pgproto import UUID
+from redis.exceptions import RedisError
+
+from core.errors import Fault, LedgerUnavailable, Overloaded, StoreUnavailable
+from core.ids import campaign_tag, shard_of, tag_of, text_of
+from core.ledger.pool import Pool, ask
+from core.ledger.queries import query
+from core.model import FIRST_STATE, OrderLine, OrderView
+from core.wire import read_hold
+from gateway.catalogue import Catalogue
+from lua.connection import SharedConnection
+from lua.keys import sale_keys
+
+MAX_WAITING = 20_000
+MAX_ASKED = 1_000  # order ids in one query
+NAMES_S = 1.0  # how long the list of campaigns is believed
+
+Answer = OrderView | None
+
+
+class Lookup:
+    """Finds orders by id; one question under way at a time, the next one takes all who wait by then."""
+
+    def __init__(self, catalogue: Catalogue, store: SharedConnection, ledger: Pool) -> None:
+        self._catalogue = catalogue
+        self._store = store
+        self._ledger = ledger
+        self._waiting: dict[bytes, asyncio.Future[Answer]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._names: list[str] = []
+        self._names_until_s = 0.0
+
+    async def find(self, order_id: bytes) -> Answer:
+        """The order, or None if neither store nor ledger has it.
+
+        Raises:
+            LedgerUnavailable: the store does not have it, and the ledger cannot be asked.
+            StoreUnavailable: the ledger does not have it, and the store cannot be asked.
+            Overloaded: too many wait already.
+        """
+        answer = self._waiting.get(order_id)
+        if answer is None:
+            if len(self._waiting) >= MAX_WAITING:
+                raise Overloaded("too many status requests wait")
+            answer = self._waiting[order_id] = asyncio.get_running_loop().create_future()
+            if self._task is None or self._task.done():
+                self._task = asyncio.get_running_loop().create_task(self._serve())
+        return await asyncio.shield(answer)
+
+    async def stop(self) -> None:
+        """No task of it runs."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _serve(self) -> None:
+        while self._waiting:
+            taken = dict(list(self._waiting.items())[:MAX_ASKED])
+            for order_id in taken:
+                del self._waiting[order_id]
+            results: dict[bytes, Answer | Fault] = {}
+            try:
+                results = await self._find_all(list(taken))
+            finally:
+                for order_id, answer in taken.items():
+                    if answer.done():
+                        continue
+                    result = results.get(order_id, StoreUnavailable("the look-up was broken off"))
+                    if isinstance(result, Fault):
+                        answer.set_exception(result)
+                        answer.exception()  # a caller that has gone leaves no "never retrieved" behind
+                    else:
+                        answer.set_result(result)
+
+    async def _find_all(self, order_ids: list[bytes]) -> dict[bytes, Answer | Fault]:
+        found: dict[bytes, Answer | Fault] = {}
+        away: Fault | None = None
+        try:
+            found.update(await ask(lambda: self._from_ledger(order_ids)))
+        except LedgerUnavailable as exc:
+            away = exc
+        missing = [i for i in order_ids if i not in found]
+        if not missing:
+            return found
+        try:
+            found.update(await self._from_store(missing))
+        except Fault as exc:
+            away = away or exc
+        missing = [i for i in missing if i not in found]
+        if missing and away is None:
+            # Written and ended between the two questions, perhaps: the ledger has the last word.
+            try:
+                found.update(await ask(lambda: self._from_ledger(missing)))
+            except LedgerUnavailable as exc:
+                away = exc
+        for order_id in missing:
+            found.setdefault(order_id, away)
+        return found
+
+    async def _from_ledger(self, order_ids: Sequence[bytes]) -> dict[bytes, OrderView]:
+        rows = await self._ledger.fetch(
+            query("find_orders"), [shard_of(i) for i in order_ids], [UUID(i) for i in order_ids]
+        )
+        lines: dict[bytes, list[OrderLine]] = {}
+        heads: dict[bytes, asyncpg.Record] = {}
+        for row in rows:
+            order_id = row["order_id"].bytes
+            heads[order_id] = row
+            lines.setdefault(order_id, []).append(OrderLine(row["sku"], row["quantity"], row["price"]))
+        return {
+            order_id: OrderView(
+                order_id=text_of(order_id),
+                campaign=row["campaign"],
+                channel=row["channel"],
+                buyer_id=row["buyer_id"],
+                state=row["state"],
+                items=lines[order_id],
+                amount=row["amount"],
+                currency=row["currency"],
+                accepted_at=row["accepted_at"],
+                pay_by=row["pay_by"],
+                version=row["version"],
+            )
+            for order_id, row in heads.items()
+        }
+
+    async def _from_store(self, order_ids: list[bytes]) -> dict[bytes, OrderView]:
+        questions = [(i, campaign) for i in order_ids for campaign in await self._candidates(i)]
+        if not questions:
+            return {}
+        replies = await self._store.exchange(
+            [("HGET", sale_keys(shard_of(i), campaign).holds, i) for i, campaign in questions]
+        )
+        found: dict[bytes, OrderView] = {}
+        for (order_id, campaign), reply in zip(questions, replies, strict=True):
+            if isinstance(reply, RedisError):
+                raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}")
+            if reply is not None:
+                found[order_id] = _view_of_hold(order_id, campaign, reply)
+        return found
+
+    async def _candidates(self, order_id: bytes) -> list[str]:
+        """The campaigns that an id can belong to by its tag: one as a rule."""
+        tag = tag_of(order_id)
+        known = [s.campaign for s in self._catalogue.sales.values() if s.tag == tag]
+        return known or [name for name in await self._all_names() if campaign_tag(name) == tag]
+
+    async def _all_names(self) -> list[str]:
+        loop = asyncio.get_running_loop()
+        if self._names_until_s < loop.time():
+            rows = await ask(lambda: self._ledger.fetch(query("list_campaigns")))
+            self._names = [row["campaign"] for row in rows]
+            self._names_until_s = loop.time() + NAMES_S
+        return self._names
+
+
+def _view_of_hold(order_id: bytes, campaign: str, hold: bytes) -> OrderView:
+    held, accepted_ms, pay_by_ms = read_hold(hold)
+    return OrderView(
+        order_id=text_of(order_id),
+        campaign=campaign,
+        channel=held.channel,
+        buyer_id=held.buyer_id,
+        state=FIRST_STATE,
+        items=[OrderLine(*item) for item in held.items],
+        amount=held.amount,
+        currency=held.currency,
+        accepted_at=datetime.fromtimestamp(accepted_ms / 1000, UTC),
+        pay_by=datetime.fromtimestamp(pay_by_ms / 1000, UTC),
+        version=1,
+    )

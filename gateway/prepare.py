@@ -1,0 +1,94 @@
+"""From a decoded request to what `reserve` wants: checked against the sale, in one canonical form."""
+
+import socket
+
+from core.errors import Invalid
+from core.ids import IdSource
+from core.model import OrderRequest
+from core.wire import Held, Placed, encode, fingerprint
+from gateway.catalogue import Sale
+from lua.keys import buyer_slot
+from lua.reserve import Ask
+
+
+class SkuUnknown(Invalid):
+    """The campaign does not sell this SKU."""
+
+    code = "unknown_sku"
+
+
+class ChannelNotAllowed(Invalid):
+    """The campaign is for other channels."""
+
+    status = 403
+    code = "channel_not_allowed"
+
+
+def prepare(ids: IdSource, sale: Sale, channel: str, request_key: str, order: OrderRequest) -> tuple[int, Ask]:
+    """The slot of the buyer's shard, and the request as the script wants it. Lines are sorted by SKU.
+
+    Raises: Invalid (with the field), SkuUnknown, ChannelNotAllowed.
+    """
+    if sale.channels is not None and channel not in sale.channels:
+        raise ChannelNotAllowed(f"campaign {sale.campaign} is not for channel {channel}")
+    prices = sale.prices
+    items: list[tuple[str, int, int]] = []
+    amount = 0
+    for n, item in enumerate(order.items):
+        price = prices.get(item.sku)
+        if price is None:
+            raise SkuUnknown(f"campaign {sale.campaign} does not sell {item.sku}", f"items[{n}].sku")
+        items.append((item.sku, item.quantity, price))
+        amount += price * item.quantity
+    if len(items) > 1:
+        items.sort()
+        for n in range(1, len(items)):
+            if items[n][0] == items[n - 1][0]:
+                raise Invalid(f"sku {items[n][0]} stands in two lines: give one line with the sum", "items")
+    client_ip = canonical_ip(order.client_ip) if order.client_ip else ""
+    device_id = order.device_id or ""
+    buyer_id = order.buyer_id
+    held = encode(Held(channel, request_key, buyer_id, items, amount, sale.currency, client_ip, device_id))
+    placed = b""
+    if order.ship_to is not None:
+        placed = encode(
+            Placed(
+                channel,
+                request_key,
+                buyer_id,
+                items,
+                amount,
+                sale.currency,
+                client_ip,
+                device_id,
+                order.ship_to,
+            )
+        )
+    slot = buyer_slot(buyer_id, sale.spread) if sale.spread > 1 else 0
+    if len(items) == 1:
+        lines: tuple[str | int, ...] = items[0][:2]
+    else:
+        lines = tuple(part for item in items for part in item[:2])
+    return slot, Ask(
+        f"{channel}\0{request_key}".encode(),
+        ids.new(sale.shards[slot], sale.tag),
+        fingerprint(buyer_id, items, device_id, order.ship_to),
+        held,
+        placed,
+        buyer_id,
+        client_ip,
+        device_id,
+        lines,
+    )
+
+
+def canonical_ip(text: str) -> str:
+    """One spelling per address, so that another spelling is no way around a limit. Raises Invalid."""
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
+    try:
+        packed = socket.inet_pton(family, text)
+    except OSError as exc:
+        raise Invalid("not an IP address", "client_ip") from exc
+    if packed[:12] == b"\0" * 10 + b"\xff\xff":  # an IPv4 address in IPv6 clothes
+        family, packed = socket.AF_INET, packed[12:]
+    return socket.inet_ntop(family, packed)

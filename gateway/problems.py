@@ -1,0 +1,94 @@
+"""Answers that are not orders: problem+json (RFC 9457) with a stable `code`. The table is the list of all codes."""
+
+from functools import lru_cache
+
+import msgspec
+
+from core.errors import Fault, Invalid
+from lua.reserve import Outcome, ReserveCode
+
+# code -> HTTP status, title. `detail` says what is special about this very request.
+CODES: dict[str, tuple[int, str]] = {
+    "sold_out": (409, "Fewer units are left than the order asks for"),
+    "over_limit": (409, "The order would pass a purchase limit"),
+    "not_open": (409, "The campaign is not open yet"),
+    "closed": (409, "The campaign is closed"),
+    "paused": (409, "The campaign is paused"),
+    "conflict": (409, "Not possible in the present state"),
+    "key_missing": (400, "The Idempotency-Key header is missing"),
+    "key_invalid": (400, "The Idempotency-Key header is not 1 to 64 visible ASCII characters"),
+    "malformed": (400, "The body is not JSON in UTF-8"),
+    "key_reused": (422, "This key was used for another order"),
+    "unknown_sku": (422, "The campaign does not sell this SKU"),
+    "invalid": (422, "A field of the request is not as it must be"),
+    "unauthorized": (401, "The Authorization header is missing or its key is not known"),
+    "channel_not_allowed": (403, "The campaign is not for this channel"),
+    "unknown_campaign": (404, "No such campaign"),
+    "unknown_order": (404, "No such order"),
+    "not_found": (404, "No such resource"),
+    "method_not_allowed": (405, "The resource does not know this method"),
+    "too_large": (413, "The body is too large"),
+    "internal": (500, "An error of ours"),
+    "overloaded": (503, "More requests wait than can be served: send the same request with the same key again"),
+    "store_unavailable": (503, "The store cannot be used now: send the same request with the same key again"),
+    "store_not_as_promised": (503, "The store is not set as this deployment promises"),
+    "ledger_unavailable": (503, "The ledger cannot be used now: send the same request again"),
+    "campaign_lost": (503, "The store does not hold the campaign: send the same request with the same key again"),
+}  # fmt: skip
+
+OF_OUTCOME: dict[ReserveCode, str] = {
+    ReserveCode.SOLD_OUT: "sold_out",
+    ReserveCode.OVER_LIMIT: "over_limit",
+    ReserveCode.NOT_OPEN: "not_open",
+    ReserveCode.CLOSED: "closed",
+    ReserveCode.PAUSED: "paused",
+    ReserveCode.KEY_REUSED: "key_reused",
+}
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of every answer of 400 and above."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str = ""
+    field: str = ""  # where in the body, e.g. items[0].quantity
+    sku: str = ""  # of sold_out
+    limit: str = ""  # of over_limit: buyer, buyer_sku, ip or device
+
+
+def problem(code: str, detail: str = "", field: str = "", sku: str = "", limit: str = "") -> Problem:
+    """The problem of a code of the table."""
+    status, title = CODES[code]
+    return Problem(f"/problems/{code}", title, status, code, detail, field, sku, limit)
+
+
+@lru_cache(maxsize=4_096)
+def refusal(code: ReserveCode, detail: str) -> Problem:
+    """The problem that says why an order was refused; the same object for the same refusal."""
+    name = OF_OUTCOME[code]
+    if code is ReserveCode.SOLD_OUT:
+        return problem(name, sku=detail)
+    if code is ReserveCode.OVER_LIMIT:
+        return problem(name, limit=detail)
+    return problem(name)
+
+
+@lru_cache(maxsize=4_096)
+def refusal_body(code: ReserveCode, detail: str) -> tuple[int, bytes]:
+    """Status and body of `refusal`, encoded once."""
+    found = refusal(code, detail)
+    return found.status, msgspec.json.encode(found)
+
+
+def refusal_of(outcome: Outcome) -> tuple[int, bytes]:
+    """Status and body for an outcome that is no order."""
+    return refusal_body(outcome.code, outcome.detail)
+
+
+def fault(exc: Fault) -> Problem:
+    """The problem that an error of ours answers with."""
+    code = exc.code if exc.code in CODES else "internal"
+    return problem(code, exc.detail, exc.field if isinstance(exc, Invalid) else "")

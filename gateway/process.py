@@ -1,0 +1,145 @@
+"""The gateway process: builds its parts, serves, and stops gracefully."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+
+import msgspec
+import uvicorn
+import uvloop
+
+from core.desk.audit import Auditor
+from core.desk.campaigns import CampaignDesk
+from core.errors import ConfigInvalid
+from core.ledger.pool import open_pool
+from core.settings import Settings
+from gateway.access import Access
+from gateway.admin import Admin
+from gateway.app import Application, rest
+from gateway.balance import Balancer
+from gateway.batch import BatchEndpoint
+from gateway.catalogue import Catalogue
+from gateway.intake import Intake
+from gateway.lookup import Lookup
+from gateway.openapi import document
+from gateway.orders import OrderEndpoint
+from gateway.soldout import SoldOut
+from gateway.take import Taker
+from gateway.views import Views
+from lua.connection import SharedConnection, StoreConnection
+
+logger = logging.getLogger("rushgate.gateway")
+
+LEDGER_CONNECTIONS = 4  # status look-ups and admin calls; intake needs none
+BACKLOG = 4_096
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with our order of stopping: first not ready, then what is in flight, then the store."""
+
+    def __init__(self, config: uvicorn.Config, views: Views) -> None:
+        super().__init__(config)
+        self._views = views
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._views.stopping = True
+        await super().shutdown(sockets)
+
+
+@contextlib.asynccontextmanager
+async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
+    """The application with its connections; afterwards all that was queued is answered and all is closed."""
+    if not settings.store_url or not settings.ledger_dsn:
+        raise ConfigInvalid("RUSHGATE_STORE_URL and RUSHGATE_LEDGER_DSN must be set (`rushgate up` brings its own)")
+    name = f"gateway-{os.getpid()}"
+
+    def connection(kind: type[StoreConnection], what: str) -> StoreConnection:
+        return kind(settings.store_url, settings.durability, settings.store_timeout_s, f"{name}-{what}")
+
+    store = SharedConnection(settings.store_url, settings.durability, settings.store_timeout_s, f"{name}-shared")
+    owned = [connection(StoreConnection, f"intake-{n}") for n in range(settings.store_connections)]
+    ledger = await open_pool(settings.ledger_dsn, f"rushgate-{name}", settings.ledger_timeout_s, LEDGER_CONNECTIONS)
+
+    access = Access(settings.channel_keys, settings.admin_token)
+    catalogue = Catalogue(store, ledger, settings.shards)
+    intake = Intake(owned, settings.queue_orders, settings.reserve_batch)
+    sold_out = SoldOut(store)
+    taker = Taker(catalogue, intake, sold_out, Balancer(store))
+    lookup = Lookup(catalogue, store, ledger)
+    desk = CampaignDesk(store, ledger, settings.shards, settings.sold_out_lease_ms)
+    auditor = Auditor(desk, store, ledger, settings.shards)
+    openapi = msgspec.json.encode(document())
+    views = Views(access, catalogue, lookup, store, settings.durability, settings.retry_after_s, openapi)
+    admin = Admin(access, desk, auditor, catalogue, settings.retry_after_s)
+    application = Application(
+        OrderEndpoint(settings, access, taker),
+        BatchEndpoint(settings, access, taker),
+        rest(views.routes() + admin.routes(), settings.retry_after_s),
+    )
+    intake.start()
+    try:
+        yield application, views
+    finally:
+        await intake.flush()
+        await intake.stop()
+        await sold_out.stop()
+        await lookup.stop()
+        await store.close()
+        ledger.terminate()
+
+
+def listen(host: str, port: int, reuse_port: bool) -> socket.socket:
+    """A bound, listening socket. Raises ConfigInvalid with the setting to change if the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as exc:
+        sock.close()
+        raise ConfigInvalid(
+            f"port {port} on {host} cannot be used ({exc.strerror}): set RUSHGATE_PORT (or --port) to another one"
+        ) from exc
+    sock.listen(BACKLOG)
+    sock.setblocking(False)
+    return sock
+
+
+async def serve(settings: Settings, sock: socket.socket) -> None:
+    """Serves on `sock` until SIGTERM or SIGINT; then not ready, in-flight requests finished, queue flushed, closed."""
+    async with build(settings) as (application, views):
+        config = uvicorn.Config(
+            application,
+            loop="uvloop",
+            http="httptools",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=int(settings.grace_s),
+            backlog=BACKLOG,
+        )
+        # What is alive now stays alive: the collector need not walk through it again.
+        gc.collect()
+        gc.freeze()
+        logger.info("gateway serves", extra={"port": sock.getsockname()[1], "pid": os.getpid()})
+        await Server(config, views).serve(sockets=[sock])
+
+
+def run(settings: Settings, fd: int | None = None) -> None:
+    """The process from start to end. `fd`: a listening socket from the parent; otherwise processes share the port."""
+    if fd is not None:
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+    else:
+        sock = listen(settings.host, settings.port, reuse_port=True)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings, sock))

@@ -1,0 +1,61 @@
+"""Bytes on the wire: headers and bodies that are the same every time are built once."""
+
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import msgspec
+from starlette.types import Send
+
+from core.ids import text_of
+from gateway.problems import Problem
+
+JSON = (b"content-type", b"application/json")
+PROBLEM = (b"content-type", b"application/problem+json")
+REPLAYED = (b"idempotent-replayed", b"true")
+
+
+@lru_cache(maxsize=1_024)
+def time_text(wall_ms: int) -> str:
+    """RFC 3339 in UTC with milliseconds; the orders of one batch share it."""
+    return datetime.fromtimestamp(wall_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def order_body(prefix: str, durability: str, order_id: bytes, pay_by_ms: int) -> tuple[bytes, bytes]:
+    """The body of a 202, and its Location. A replay gets the same bytes."""
+    order = text_of(order_id)
+    url = f"{prefix}/v1/orders/{order}"
+    body = (
+        f'{{"order_id":"{order}","status":"accepted","status_url":"{url}",'
+        f'"pay_by":"{time_text(pay_by_ms)}","durability":"{durability}"}}'
+    )
+    return body.encode(), url.encode()
+
+
+async def send_accepted(send: Send, body: bytes, location: bytes, replayed: bool) -> None:
+    """202 with the order."""
+    headers = [JSON, (b"content-length", b"%d" % len(body)), (b"location", location)]
+    if replayed:
+        headers.append(REPLAYED)
+    await send({"type": "http.response.start", "status": 202, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_refusal(send: Send, status: int, body: bytes) -> None:
+    """A refusal whose body is ready."""
+    headers = [PROBLEM, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_problem(send: Send, found: Problem, retry_after: bytes) -> None:
+    """A problem; a 503 says when to come again, a 401 how to be let in."""
+    body = msgspec.json.encode(found)
+    headers = [PROBLEM, (b"content-length", b"%d" % len(body))]
+    if found.status == 503:
+        headers.append((b"retry-after", retry_after))
+    elif found.status == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="rushgate"'))
+    elif found.status == 413:
+        headers.append((b"connection", b"close"))  # the rest of the body is not read
+    await send({"type": "http.response.start", "status": found.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

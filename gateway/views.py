@@ -1,0 +1,153 @@
+"""The calls beside the hot path: an order, a campaign as channels see it, health, problems, the API."""
+
+import time
+from datetime import UTC, datetime
+
+import msgspec
+from redis.exceptions import RedisError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from core.errors import Fault, StoreNotAsPromised, StoreUnavailable
+from core.ids import parse
+from core.model import Limits
+from gateway.access import Access
+from gateway.admin import checked_name, json_response, problem_response
+from gateway.catalogue import Catalogue
+from gateway.lookup import Lookup
+from gateway.problems import CODES, fault, problem
+from lua.connection import PROMISES, Durability, SharedConnection, broken_promises
+from lua.scripts import Scripts
+
+
+class SkuView(msgspec.Struct, frozen=True):
+    """A SKU as channels see it; price in minor units."""
+
+    sku: str
+    name: str
+    price: int
+
+
+class CampaignView(msgspec.Struct, frozen=True):
+    """A campaign as channels see it. `now` is the store's clock, which judges the window."""
+
+    campaign: str
+    state: str
+    now: datetime
+    opens_at: datetime
+    closes_at: datetime
+    currency: str
+    pay_within_s: int
+    limits: Limits
+    skus: list[SkuView]
+
+
+class Views:
+    """The routes that are neither the hot path nor admin's."""
+
+    def __init__(
+        self, access: Access, catalogue: Catalogue, lookup: Lookup, store: SharedConnection,
+        durability: Durability, retry_after_s: int, openapi: bytes,
+    ) -> None:  # fmt: skip
+        self._access = access
+        self._catalogue = catalogue
+        self._lookup = lookup
+        self._store = store
+        self._scripts = Scripts(store)
+        self._durability: Durability = durability
+        self._retry_after_s = retry_after_s
+        self.stopping = False
+        self._openapi = openapi
+
+    def routes(self) -> list[Route]:
+        """All of them."""
+        return [
+            Route("/v1/orders/{order_id}", self.order, methods=["GET"]),
+            Route("/v1/campaigns/{campaign}", self.campaign, methods=["GET"]),
+            Route("/livez", self.livez, methods=["GET"]),
+            Route("/readyz", self.readyz, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+            Route("/problems/{code}", self.problem, methods=["GET"]),
+        ]
+
+    def _channel(self, request: Request) -> str | None:
+        return self._access.channel(request.headers.get("authorization", "").encode("latin-1"))
+
+    def _problem(self, code: str, detail: str = "") -> Response:
+        return problem_response(problem(code, detail), self._retry_after_s)
+
+    async def order(self, request: Request) -> Response:
+        """An order of the calling channel as it stands; another channel's is unknown."""
+        channel = self._channel(request)
+        if channel is None:
+            return self._problem("unauthorized")
+        order_id = parse(request.path_params["order_id"])
+        if order_id is None:
+            return self._problem("unknown_order")
+        try:
+            view = await self._lookup.find(order_id)
+        except Fault as exc:
+            return problem_response(fault(exc), self._retry_after_s)
+        if view is None or view.channel != channel:
+            return self._problem("unknown_order")
+        return json_response(view)
+
+    async def campaign(self, request: Request) -> Response:
+        """What a shop needs to know: when it opens, what is sold, what it costs."""
+        if self._channel(request) is None:
+            return self._problem("unauthorized")
+        try:
+            sale = await self._catalogue.get(checked_name(request.path_params["campaign"]))
+            [reading] = await self._scripts.audit(sale.keys[:1])
+        except Fault as exc:
+            return problem_response(fault(exc), self._retry_after_s)
+        if not reading.meta:
+            return self._problem("campaign_lost")
+        self._catalogue.note_version(sale, int(reading.meta["version"]))
+        spec = sale.spec
+        return json_response(
+            CampaignView(
+                campaign=sale.campaign,
+                state=reading.meta["state"],
+                now=datetime.fromtimestamp(reading.now_ms / 1000, UTC),
+                opens_at=datetime.fromtimestamp(int(reading.meta["opens_ms"]) / 1000, UTC),
+                closes_at=datetime.fromtimestamp(int(reading.meta["closes_ms"]) / 1000, UTC),
+                currency=spec.currency,
+                pay_within_s=int(reading.meta["pay_within_ms"]) // 1000,
+                limits=spec.limits,
+                skus=[SkuView(s.sku, s.name, s.price) for s in spec.skus],
+            )
+        )
+
+    async def livez(self, request: Request) -> Response:
+        """The process answers."""
+        return json_response({"live": True, "now": datetime.fromtimestamp(time.time(), UTC)})
+
+    async def readyz(self, request: Request) -> Response:
+        """Orders are taken: not stopping, and the store is there and set as promised."""
+        if self.stopping:
+            return json_response({"ready": False, "why": "the gateway stops"}, 503)
+        try:
+            [found] = await self._store.exchange([("CONFIG", "GET", *sorted(PROMISES[self._durability]))])
+            if isinstance(found, RedisError):
+                raise StoreUnavailable(f"the store answers {found}")
+            texts = [t.decode() for t in found]
+            wrong = broken_promises(dict(zip(texts[::2], texts[1::2], strict=True)), self._durability)
+            if wrong:
+                raise StoreNotAsPromised("; ".join(wrong))
+        except StoreUnavailable as exc:
+            return json_response({"ready": False, "code": exc.code, "why": exc.detail}, 503)
+        return json_response({"ready": True, "durability": self._durability})
+
+    async def openapi(self, request: Request) -> Response:
+        """The description of all that is served."""
+        return Response(self._openapi, media_type="application/json")
+
+    async def problem(self, request: Request) -> Response:
+        """What a code means."""
+        code = request.path_params["code"]
+        if code not in CODES:
+            return self._problem("not_found")
+        status, title = CODES[code]
+        return json_response({"code": code, "status": status, "title": title})

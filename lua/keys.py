@@ -1,0 +1,51 @@
+"""Every key of the store is built here. The keys of one shard share the hash tag `{s<N>}`, so one slot holds them."""
+
+import zlib
+from functools import lru_cache
+from typing import NamedTuple
+
+
+class SaleKeys(NamedTuple):
+    """The keys of one campaign on one shard."""
+
+    meta: bytes
+    stock: bytes
+    used: bytes
+    requests: bytes
+    holds: bytes
+    deltas: bytes
+    moves: bytes
+    intake: bytes
+
+
+@lru_cache(maxsize=65_536)
+def sale_keys(shard: int, campaign: str) -> SaleKeys:
+    """The keys of `campaign` on `shard`; the intake is the shard's, shared by its campaigns."""
+    base = f"{{s{shard}}}:c:{campaign}:"
+    names = ("meta", "stock", "used", "requests", "holds", "deltas", "moves")
+    meta, stock, used, requests, holds, deltas, moves = ((base + n).encode() for n in names)
+    return SaleKeys(meta, stock, used, requests, holds, deltas, moves, intake_key(shard))
+
+
+@lru_cache(maxsize=4_096)
+def intake_key(shard: int) -> bytes:
+    """The stream of accepted batches of one shard."""
+    return f"{{s{shard}}}:intake".encode()
+
+
+def home_shards(campaign: str, spread: int, shards: int) -> list[int]:
+    """The shards that hold a campaign's stock, `spread` of them, neighbours from the campaign's first one on."""
+    first = zlib.crc32(campaign.encode()) % shards
+    return [(first + n) % shards for n in range(spread)]
+
+
+def buyer_slot(buyer_id: str, spread: int) -> int:
+    """Which of a campaign's shards (0 to spread - 1) a buyer always lands on."""
+    return zlib.crc32(buyer_id.encode()) % spread
+
+
+def portion(units: int, slot: int, spread: int) -> int:
+    """The part of `units` that slot 0 to spread - 1 gets; the parts add up to `units`, the first ones get the rest."""
+    size, rest = divmod(abs(units), spread)
+    part = size + (1 if slot < rest else 0)
+    return part if units >= 0 else -part

@@ -1,0 +1,43 @@
+#!lua
+-- open: install a campaign on a shard, once per epoch.
+--
+-- Guarantee  G9 stock is set only where no data of the campaign exists: a repeated open changes nothing.
+--            Every outcome but DONE writes nothing.
+-- Cost       O(fields), at most 8 commands, one round trip.
+-- Caller     lua/scripts.py Scripts.open
+--
+-- KEYS[1] meta      hash  the campaign on this shard
+-- KEYS[2] stock     hash  SKU -> left; a:SKU allocation, h:SKU held, s:SKU sold
+-- KEYS[3] requests  hash  must not exist yet
+-- KEYS[4] holds     hash  must not exist yet
+--
+-- ARGV[1] epoch  int   >= 1
+-- ARGV[2] n      int   how many field-value pairs of meta follow, 1 to 50
+-- ARGV[3...]     text  n pairs of field, value; then pairs of SKU, units (0 or more)
+--
+-- Returns {code, epoch}
+--   0 DONE      installed; epoch as asked
+--   1 REPEATED  this epoch is here already; epoch as found
+--   2 FENCED    another epoch is here; epoch as found
+--   3 DIRTY     no epoch, but data of the campaign: the store has lost a part; epoch = 0
+local meta, stock, requests, holds = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local epoch, n = ARGV[1], tonumber(ARGV[2])
+
+local DONE, REPEATED, FENCED, DIRTY = 0, 1, 2, 3
+
+local found = redis.call('HGET', meta, 'epoch')
+if found == epoch then return { REPEATED, tonumber(found) } end
+if found then return { FENCED, tonumber(found) } end
+if redis.call('EXISTS', meta, stock, requests, holds) > 0 then return { DIRTY, 0 } end
+
+local units = {}
+for i = 3 + 2 * n, #ARGV, 2 do
+  local sku, count = ARGV[i], ARGV[i + 1]
+  for _, v in ipairs({ sku, count, 'a:' .. sku, count, 'h:' .. sku, 0, 's:' .. sku, 0 }) do
+    units[#units + 1] = v
+  end
+end
+-- The stock goes first: without its meta it cannot be sold.
+redis.call('HSET', stock, unpack(units))
+redis.call('HSET', meta, 'epoch', epoch, 'seq', 0, 'reopen', 0, unpack(ARGV, 3, 2 + 2 * n))
+return { DONE, tonumber(epoch) }

@@ -1,0 +1,123 @@
+"""The typed side of reserve.lua: packs a batch, reads its outcomes. The contract is its header."""
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+from redis.exceptions import RedisError
+
+from core.errors import StoreUnavailable
+from lua.connection import Command, Reply
+from lua.keys import SaleKeys
+
+MAX_REQUESTS = 512  # of one call
+MAX_LINES = 1_600  # of all baskets of one call: Lua's unpack takes under 8,000 values
+
+
+class ReserveCode(IntEnum):
+    ACCEPTED = 0
+    REPLAYED = 1
+    SOLD_OUT = 2
+    OVER_LIMIT = 3
+    NOT_OPEN = 4
+    CLOSED = 5
+    PAUSED = 6
+    KEY_REUSED = 7
+    NO_SKU = 8
+
+
+class Ask(NamedTuple):
+    """One request as the script wants it."""
+
+    field: bytes  # channel, NUL, request key
+    order_id: bytes  # 16 bytes, used if it is accepted
+    fingerprint: bytes  # 8 bytes
+    held: bytes
+    placed: bytes  # b"" = the same as held
+    buyer_id: str
+    client_ip: str
+    device_id: str
+    lines: tuple[str | int, ...]  # sku, quantity, sku, quantity, ...
+
+
+class Outcome(NamedTuple):
+    """What became of one request.
+
+    `order_id` and `pay_by_ms` are set for ACCEPTED and REPLAYED; `detail` is the SKU or the limit that refused it.
+    """
+
+    code: ReserveCode
+    order_id: bytes = b""
+    pay_by_ms: int = 0
+    detail: str = ""
+
+
+class Lease(NamedTuple):
+    """Nothing of `sku` is left on this shard nor will be on sale within `ms`; `mark` changes when units come back."""
+
+    sku: str
+    ms: int
+    mark: bytes
+
+
+class Answers(NamedTuple):
+    """The reply to one call, one outcome a request in their order."""
+
+    version: int
+    outcomes: list[Outcome]
+    leases: list[Lease]
+
+
+class Fenced(Exception):
+    """The store has no such campaign, or another epoch of it, on this shard. Nothing was written."""
+
+
+_CODES = list(ReserveCode)
+_PLAIN = [Outcome(code) for code in ReserveCode]
+
+
+def pack(keys: SaleKeys, campaign: str, epoch: int, asks: Sequence[Ask]) -> Command:
+    """The call of one batch, at most MAX_REQUESTS requests and MAX_LINES lines; the caller sees to that."""
+    call: list[bytes | str | int] = [
+        6, keys.meta, keys.stock, keys.used, keys.requests, keys.holds, keys.intake, campaign, epoch, len(asks),
+    ]  # fmt: skip
+    for a in asks:
+        call += (
+            a.field, a.order_id + a.fingerprint, a.held, a.placed,
+            a.buyer_id, a.client_ip, a.device_id, len(a.lines) >> 1, *a.lines,
+        )  # fmt: skip
+    return call
+
+
+def read(reply: Reply, asks: Sequence[Ask]) -> Answers:
+    """The outcomes of one call.
+
+    Raises:
+        Fenced: see there.
+        StoreUnavailable: the store answered with an error (OOM, READONLY, LOADING, BUSY, ...); nothing was written.
+    """
+    if isinstance(reply, RedisError):
+        raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}") from reply
+    fenced, _now_ms, pay_by_ms, version, codes, details, leases = reply
+    if fenced:
+        raise Fenced
+    outcomes = [
+        Outcome(ReserveCode.ACCEPTED, ask.order_id, pay_by_ms) if code == 0 else _PLAIN[code]
+        for code, ask in zip(codes, asks, strict=True)
+    ]
+    for i in range(0, len(details), 2):
+        n = details[i] - 1
+        outcomes[n] = _with_detail(_CODES[codes[n]], details[i + 1], asks[n])
+    found = [Lease(leases[i].decode(), leases[i + 1], leases[i + 2]) for i in range(0, len(leases), 3)]
+    return Answers(version, outcomes, found)
+
+
+def _with_detail(code: ReserveCode, detail: bytes, ask: Ask) -> Outcome:
+    if code is ReserveCode.REPLAYED:
+        order_id = detail[:16]
+        # Our own order comes back as a replay when the first call was executed but its reply was lost.
+        first = ReserveCode.ACCEPTED if order_id == ask.order_id else code
+        return Outcome(first, order_id, int.from_bytes(detail[30:36], "big"))
+    if code is ReserveCode.KEY_REUSED:
+        return _PLAIN[code]
+    return Outcome(code, detail=detail.decode())

@@ -1,0 +1,147 @@
+"""Typed stubs of the scripts that are not on the hot path; the name of a method is the name of its script."""
+
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+from redis.exceptions import RedisError
+
+from core.errors import StoreUnavailable
+from lua.connection import Command, Reply, StoreConnection
+from lua.keys import SaleKeys
+from lua.source import LuaSource
+
+
+class OpenCode(IntEnum):
+    DONE = 0
+    REPEATED = 1
+    FENCED = 2
+    DIRTY = 3
+
+
+class ChangeCode(IntEnum):
+    DONE = 0
+    REPEATED = 1
+    FENCED = 2
+
+
+class RestockCode(IntEnum):
+    DONE = 0
+    REPEATED = 1
+    TOO_FEW = 2
+    FENCED = 3
+    UNKNOWN = 4
+
+
+class Reading(NamedTuple):
+    """A campaign on a shard at one instant. Empty `meta` = the store does not hold it. Units by SKU."""
+
+    now_ms: int
+    meta: dict[str, str]
+    left: dict[str, int]
+    allocation: dict[str, int]
+    held: dict[str, int]
+    sold: dict[str, int]
+    requests: int
+    holds: int
+    moves: dict[str, tuple[int, str, int]]  # move id -> destination shard, SKU, units: withdrawn here, not yet arrived
+    intake: int  # entries
+
+    def on_sale(self, sku: str) -> int:
+        """Units that a request could get now: what is left, unless it waits for the leases to end."""
+        return 0 if self.waits_ms(sku) else self.left.get(sku, 0)
+
+    def waits_ms(self, sku: str) -> int:
+        """How long returned units still wait before they are on sale."""
+        return max(0, int(self.meta.get(f"r:{sku}", "0")) - self.now_ms)
+
+    @property
+    def seq(self) -> int:
+        """Orders accepted so far."""
+        return int(self.meta.get("seq", "0"))
+
+
+class Scripts:
+    """The scripts on a connection that the caller owns. Every method raises StoreUnavailable."""
+
+    def __init__(self, connection: StoreConnection) -> None:
+        self.connection = connection
+
+    async def _call(self, name: str, calls: Sequence[Command]) -> list[Reply]:
+        replies = await self.connection.run(LuaSource.read(name), calls)
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                raise StoreUnavailable(f"{name}: the store answers {type(reply).__name__}: {reply}") from reply
+        return replies
+
+    async def open(
+        self, keys: SaleKeys, epoch: int, meta: Mapping[str, str | int], stock: Mapping[str, int]
+    ) -> OpenCode:
+        """The campaign is installed with `stock` units by SKU, unless this or another epoch is there."""
+        pairs = [v for item in meta.items() for v in item]
+        units = [v for item in stock.items() for v in item]
+        [(code, _)] = await self._call(
+            "open",
+            [(4, keys.meta, keys.stock, keys.requests, keys.holds, epoch, len(meta), *pairs, *units)],
+        )
+        return OpenCode(code)
+
+    async def change(self, keys: SaleKeys, epoch: int, version: int, fields: Mapping[str, str | int]) -> ChangeCode:
+        """The fields of meta are as given, unless the store has this version or a newer one."""
+        pairs = [v for item in fields.items() for v in item]
+        [(code, _)] = await self._call("change", [(1, keys.meta, epoch, version, *pairs)])
+        return ChangeCode(code)
+
+    async def restock(
+        self, keys: SaleKeys, epoch: int, move_id: str, sku: str, units: int, to: int | None = None
+    ) -> tuple[RestockCode, int]:
+        """Units are added, or withdrawn if negative, once per move id. `to`: the other shard of a transfer.
+
+        Returns: the code, and the units left afterwards.
+        """
+        other = "" if to is None else to
+        [(code, left)] = await self._call(
+            "restock",
+            [(4, keys.meta, keys.stock, keys.deltas, keys.moves, epoch, move_id, sku, units, other)],
+        )
+        return RestockCode(code), left
+
+    async def ack(self, intake: bytes, group: str, entry_ids: Sequence[bytes]) -> int:
+        """The entries, 1 to 1,000, are off the stream and off the pending list. Returns how many still were there."""
+        [gone] = await self._call("ack", [(1, intake, group, *entry_ids)])
+        return int(gone)
+
+    async def audit(self, sales: Sequence[SaleKeys]) -> list[Reading]:
+        """A reading of each, each consistent in itself."""
+        calls = [(6, k.meta, k.stock, k.requests, k.holds, k.moves, k.intake) for k in sales]
+        return [_reading(reply) for reply in await self._call("audit", calls)]
+
+
+def _pairs(flat: list[bytes]) -> dict[str, str]:
+    return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+
+
+def _reading(reply: Reply) -> Reading:
+    now_ms, meta, stock, requests, holds, moves, intake = reply
+    units = {name: int(count) for name, count in _pairs(stock).items()}
+    left = {name: count for name, count in units.items() if ":" not in name}
+
+    def counted(kind: str) -> dict[str, int]:
+        return {sku: units.get(f"{kind}:{sku}", 0) for sku in left}
+
+    on_the_way = {}
+    for move_id, text in _pairs(moves).items():
+        to, sku, count = text.split(" ")
+        on_the_way[move_id] = (int(to), sku, int(count))
+    return Reading(
+        now_ms,
+        _pairs(meta),
+        left,
+        counted("a"),
+        counted("h"),
+        counted("s"),
+        requests,
+        holds,
+        on_the_way,
+        intake,
+    )

@@ -1,0 +1,133 @@
+"""`rushgate campaign …` and `rushgate audit`: an operator's commands, straight to ledger and store."""
+
+import argparse
+import tomllib
+import uuid
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from core.desk.campaigns import Campaign
+from core.errors import ConfigInvalid, Invalid
+from core.model import AuditReport, CampaignName, CampaignSpec, Restock, explain
+from core.settings import Settings
+from ops.desk import Desk, open_desk
+
+
+def add_arguments(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The flags of both commands."""
+    part = parts.add_parser("campaign", help="define, open, pause, close, restock or show a campaign")
+    actions = part.add_subparsers(dest="action", required=True, metavar="ACTION")
+    action = actions.add_parser("apply", help="define a campaign from a TOML file, or change one")
+    action.add_argument("file", type=Path, help="TOML; its key `campaign` names the campaign")
+    action.add_argument("--name", help="another name than the file's")
+    for name, text in (
+        ("open", "put a campaign on sale, or resume a paused one"),
+        ("pause", "take no orders until it is opened again"),
+        ("close", "end a campaign for good and withdraw what is left"),
+        ("show", "print a campaign"),
+    ):
+        actions.add_parser(name, help=text).add_argument("campaign")
+    action = actions.add_parser("restock", help="add units of a SKU, or withdraw unsold ones")
+    action.add_argument("campaign")
+    action.add_argument("sku")
+    action.add_argument("units", type=int, help="negative withdraws (write -- before a negative number)")
+    action.add_argument("--id", help="the same id changes stock once, however often it is sent (default: a new one)")
+    part = parts.add_parser("audit", help="judge the balance of a campaign over store, intake and ledger")
+    part.add_argument("campaign")
+    part.add_argument("--json", action="store_true", help="print JSON")
+
+
+async def run(settings: Settings, args: argparse.Namespace) -> int:
+    """Exit status 0, or 1 if an audit is not ok. Raises Fault."""
+    async with open_desk(settings) as desk:
+        if args.part == "audit":
+            report = await desk.auditor.audit(args.campaign)
+            if args.json:
+                print(msgspec.json.encode(report).decode())
+            else:
+                print_audit(report, Console())
+            return 0 if report.ok else 1
+        await _campaign(desk, args)
+    return 0
+
+
+async def _campaign(desk: Desk, args: argparse.Namespace) -> None:
+    if args.action == "apply":
+        name, spec = read_campaign(args.file, args.name)
+        _print(await desk.campaigns.put(name, spec))
+    elif args.action == "restock":
+        change = msgspec.convert({"id": args.id or uuid.uuid4().hex, "sku": args.sku, "units": args.units}, Restock)
+        done = await desk.campaigns.restock(args.campaign, change)
+        print(f"{done.units:+d} units of {done.sku} (id {done.id}{', repeated' if done.repeated else ''})")
+    else:
+        call = {
+            "open": desk.campaigns.open,
+            "pause": desk.campaigns.pause,
+            "close": desk.campaigns.close,
+            "show": desk.campaigns.show,
+        }[args.action]
+        _print(await call(args.campaign))
+
+
+def read_campaign(path: Path, name: str | None) -> tuple[str, CampaignSpec]:
+    """The name and definition of a campaign file. Raises Invalid or ConfigInvalid, naming file and field."""
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigInvalid(f"{path} cannot be read: {exc}") from exc
+    name = name or values.get("campaign")
+    values.pop("campaign", None)
+    try:
+        return msgspec.convert(name, CampaignName), msgspec.convert(values, CampaignSpec)
+    except msgspec.ValidationError as exc:
+        field, why = explain(exc)
+        raise Invalid(f"{path}: {field or 'campaign'}: {why}", field) from exc
+
+
+def _print(campaign: Campaign) -> None:
+    spec = campaign.spec
+    print(
+        f"campaign {campaign.campaign}: {campaign.state}, version {campaign.version}, epoch {campaign.epoch}\n"
+        f"  window   {spec.opens_at.isoformat()} to {spec.closes_at.isoformat()}, pay within {spec.pay_within_s} s\n"
+        f"  limits   {_limits(spec)}\n"
+        f"  channels {', '.join(spec.channels) if spec.channels else 'all'}; spread {spec.spread}"
+    )
+    for sku in spec.skus:
+        print(f"  sku      {sku.sku}: {sku.name}, {sku.stock} units at {sku.price} minor units of {spec.currency}")
+
+
+def _limits(spec: CampaignSpec) -> str:
+    limits = msgspec.to_builtins(spec.limits)
+    return ", ".join(f"{units} per {kind}" for kind, units in limits.items()) or "none"
+
+
+def audit_line(report: AuditReport) -> str:
+    """The one line that says it all."""
+    names = ("accepted", "persisted", "oversold", "lost", "duplicated", "unsold")
+    return f"audit: {'ok' if report.ok else 'NOT OK'} " + " ".join(f"{n}={getattr(report, n)}" for n in names)
+
+
+def print_audit(report: AuditReport, console: Console) -> None:
+    """The balance per SKU, what is wrong if anything is, and the line."""
+    table = Table(title="Units", title_justify="left", title_style="bold")
+    for heading in ("SKU", "allocation", "left", "held", "sold", "in flight"):
+        table.add_column(heading, justify="left" if heading == "SKU" else "right")
+    for s in report.skus:
+        table.add_row(s.sku, *(f"{n:,}" for n in (s.allocation, s.left, s.held, s.sold, s.in_flight)))
+    console.print(table)
+    for finding in report.findings:
+        console.print(f"  finding: {finding}", style="red", markup=False, highlight=False)
+    extra = {
+        "phantom": report.phantom,
+        "over limit": report.over_limit,
+        "in flight": report.in_flight,
+        "dead letters": report.dead_lettered,
+    }
+    told = ", ".join(f"{name} {count:,}" for name, count in extra.items() if count)
+    if told:
+        console.print(f"  also: {told}", highlight=False)
+    print(audit_line(report), flush=True)

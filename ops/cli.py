@@ -1,0 +1,126 @@
+"""The command `rushgate`. Its parts: docs/operations.md."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+
+import uvloop
+
+import gateway.process
+import workers.process
+from core.errors import ConfigInvalid, Fault
+from core.ledger.migrate import migrate
+from core.settings import Settings
+from loadtest import command as rush_command
+from ops import campaign_commands, demo, doctor, logs, up
+from ops.desk import command_settings, connect_ledger
+from ops.processes import EX_CONFIG
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="rushgate", description="Takes the orders of a flash sale: sells each unit once, loses no order."
+    )
+    parts = top.add_subparsers(dest="part", required=True, metavar="PART")
+
+    part = parts.add_parser("up", help="the whole stack in the foreground; prints one line of JSON when it is ready")
+    _stack_arguments(part)
+    part = parts.add_parser("demo", help="the stack, the sample campaign, a rush of 20,000 buyers, and the audit")
+    _stack_arguments(part)
+    part.add_argument("--once", action="store_true", help="exit after the audit: 0 only if it is ok")
+    part.add_argument("--buyers", type=int, default=20_000, help="how many come (default: %(default)s)")
+    part.add_argument("--campaign-file", type=Path, default=demo.SAMPLE, help="TOML (default: %(default)s)")
+
+    part = parts.add_parser("gateway", help="one gateway process")
+    part.add_argument("--fd", type=int, help="a listening socket that was inherited, instead of host and port")
+    part = parts.add_parser("worker", help="one worker process")
+    part.add_argument("kind", choices=["ledger"], help="ledger: drains the intake into the ledger")
+    parts.add_parser("migrate", help="bring the ledger's schema to where this program wants it")
+    part = parts.add_parser("doctor", help="check settings, store, ledger and disk, and say what is wrong")
+    part.add_argument("--json", action="store_true", help="print JSON")
+
+    campaign_commands.add_arguments(parts)
+    part = parts.add_parser("rush", help="send an open-loop rush to any gateway and print what came back")
+    rush_command.add_arguments(part)
+    return top
+
+
+def _stack_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--port", type=int, help="the gateway's port; 0 = a free one (RUSHGATE_PORT)")
+    part.add_argument("--data-dir", help="folder of the embedded services (RUSHGATE_DATA_DIR)")
+    part.add_argument("--gateway-workers", type=int, help="gateway processes (RUSHGATE_GATEWAY_WORKERS)")
+    part.add_argument("--ledger-workers", type=int, help="ledger workers (RUSHGATE_LEDGER_WORKERS)")
+
+
+def _stack_settings(args: argparse.Namespace) -> Settings:
+    names = ("port", "data_dir", "gateway_workers", "ledger_workers")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return Settings.from_env(os.environ).with_values(**given)
+
+
+async def _migrate(settings: Settings) -> int:
+    connection = await connect_ledger(settings)
+    try:
+        names = await migrate(connection)
+    finally:
+        await connection.close()
+    print("\n".join(f"applied {name}" for name in names) or "the schema is current")
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """The part that was asked for. Raises Fault."""
+    if args.part == "rush":
+        return rush_command.run_from_args(args)
+    if args.part in ("up", "demo"):
+        settings = _stack_settings(args)
+        logs.set_up("warning" if args.part == "demo" else settings.log_level)
+        work = up.up(settings) if args.part == "up" else demo.demo(settings, args)
+        return _run(work)
+    if args.part in ("gateway", "worker"):
+        settings = Settings.from_env(os.environ)
+        logs.set_up(settings.log_level)
+        if args.part == "gateway":
+            gateway.process.run(settings, args.fd)
+        else:
+            workers.process.run_ledger(settings)
+        return 0
+    logs.set_up("warning")
+    if args.part == "doctor":
+        return _run(doctor.doctor(os.environ, as_json=args.json))
+    settings = command_settings(os.environ)
+    if args.part == "migrate":
+        return _run(_migrate(settings))
+    return _run(campaign_commands.run(settings, args))
+
+
+def _run(work: Coroutine[object, object, int]) -> int:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all well, 1 no (e.g. an audit that is not ok), 2 wrong usage, 78 wrong settings, 130 Ctrl-C."""
+    args = parser().parse_args(argv)
+    try:
+        return run(args)
+    except ConfigInvalid as exc:
+        print(f"rushgate: {exc.detail}", file=sys.stderr)
+        return EX_CONFIG
+    except Fault as exc:
+        print(f"rushgate: {exc.detail}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; nobody is left to tell.
+        sys.stderr.close()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""`make run`: the stack, the sample campaign, a real rush over HTTP, the audit; then it goes on serving."""
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from rich.console import Console
+
+from core.errors import CampaignUnknown, ConfigInvalid
+from core.ledger.queries import query
+from core.model import CampaignSpec
+from core.settings import Settings
+from loadtest.display import RushDisplay, print_report
+from loadtest.options import RushOptions
+from loadtest.report import RushReport
+from loadtest.rush import rush
+from lua.keys import home_shards, sale_keys
+from lua.scripts import Scripts
+from ops.campaign_commands import print_audit, read_campaign
+from ops.desk import Desk, open_desk
+from ops.stack import Stack, running
+from ops.up import first_of, stop_signal
+
+SAMPLE = Path(__file__).resolve().parent.parent / "deploy" / "sample" / "campaign.toml"
+DRAIN_S = 120.0  # longest wait for the ledger after the rush
+CONNECTIONS = 256
+
+
+async def demo(settings: Settings, args: argparse.Namespace) -> int:
+    """Exit status 0 if the audit was ok and, without --once, a signal ended it."""
+    name, spec = read_campaign(args.campaign_file, None)
+    console = Console()
+    with stop_signal() as stopping:
+        result: list[int] = []
+        stop = asyncio.create_task(stopping.wait())
+        serving = asyncio.create_task(_demo(settings, name, spec, args, console, result))
+        await first_of(stop, serving)
+        if stop.done():
+            console.print("stopped.")
+    return result[0] if result else 130
+
+
+async def _demo(
+    settings: Settings, name: str, spec: CampaignSpec, args: argparse.Namespace, console: Console, result: list[int]
+) -> None:
+    console.print("starting store, ledger, gateway and workers ...")
+    async with running(settings) as stack, open_desk(stack.settings) as desk:
+        name = await _free_name(desk, name)
+        await desk.campaigns.put(name, spec)
+        await desk.campaigns.open(name)
+        units = sum(s.stock for s in spec.skus)
+        console.print(
+            f"gateway at {stack.gateway}; campaign {name}: {units:,} units, {args.buyers:,} buyers\n", highlight=False
+        )
+        options = RushOptions(
+            url=stack.gateway,
+            campaign=name,
+            channel_key=stack.channel_key,
+            buyers=args.buyers,
+            connections=CONNECTIONS,
+        )
+        with RushDisplay(console, f"Rush on {name}") as display:
+            report = await rush(options, display.update)
+        lag, drain_s = await _drain(desk, name, spec, stack.settings.shards)
+        rows = [("ledger lag at the end of the spike", f"{lag:,} orders"), ("time to drain it", f"{drain_s:.2f} s")]
+        print_report(report, console, rows)
+        audit = await desk.auditor.audit(name)
+        console.print()
+        print_audit(audit, console)
+        result.append(0 if audit.ok and report.ok else 1)
+        if not args.once:
+            _what_next(stack, name, spec, report, console)
+            await stack.supervisor.wait()
+
+
+async def _free_name(desk: Desk, name: str) -> str:
+    """`name`, or with a number behind it: every demonstration has a campaign of its own."""
+    for n in range(1, 10_000):
+        candidate = name if n == 1 else f"{name}-{n}"
+        try:
+            await desk.campaigns.show(candidate)
+        except CampaignUnknown:
+            return candidate
+    raise ConfigInvalid("10,000 demonstrations are in this data directory: `make clean` makes a fresh one")
+
+
+async def _drain(desk: Desk, name: str, spec: CampaignSpec, shards: int) -> tuple[int, float]:
+    """How many accepted orders the ledger did not have yet, and how many seconds it took to have them all."""
+    home = home_shards(name, spec.spread, shards)
+    readings = await Scripts(desk.store).audit([sale_keys(shard, name) for shard in home])
+
+    async def missing() -> int:
+        total = 0
+        for shard, reading in zip(home, readings, strict=True):
+            row = await desk.ledger.fetchrow(query("audit_orders"), shard, name, 1, reading.seq)
+            total += reading.seq - (row["persisted"] + row["dead"] if row else 0)
+        return total
+
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    lag = left = await missing()
+    while left and loop.time() < began_s + DRAIN_S:
+        await asyncio.sleep(0.01)
+        left = await missing()
+    return lag, loop.time() - began_s
+
+
+def _what_next(stack: Stack, name: str, spec: CampaignSpec, report: RushReport, console: Console) -> None:
+    """Three lines for a shell, that work as printed."""
+    url, sku = stack.gateway, spec.skus[0].sku
+    channel = f"-H 'Authorization: Bearer {stack.channel_key}'"
+    lines = [
+        "# put 10 more units on sale",
+        f"curl -s {url}/v1/admin/campaigns/{name}/restock -H 'Authorization: Bearer {stack.settings.admin_token}' "
+        f'-d \'{{"id":"more-1","sku":"{sku}","units":10}}\'',
+        "# buy one of them (the same key again gives the same order)",
+        f"curl -s {url}/v1/campaigns/{name}/orders {channel} -H 'Idempotency-Key: my-first-order' "
+        f'-d \'{{"buyer_id":"me","items":[{{"sku":"{sku}","quantity":1}}]}}\'',
+    ]
+    if report.accepted_orders:
+        lines += [
+            "# where is the first order of the rush",
+            f"curl -s {url}/v1/orders/{report.accepted_orders[0].order_id} {channel}",
+        ]
+    console.print("\nIt goes on serving. Try, in another terminal:\n", highlight=False)
+    for line in lines:
+        print(line)
+    print("\nCtrl-C stops everything.", flush=True)

@@ -1,0 +1,160 @@
+"""The whole stack on one machine: embedded services where none are named, migrations, gateways, workers."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from core.errors import ConfigInvalid
+from core.ledger.migrate import migrate
+from core.settings import Settings
+from gateway.process import listen
+from ops.desk import STACK_FILE, connect_ledger
+from ops.embedded import DataDirLock
+from ops.embedded_ledger import EmbeddedLedger
+from ops.embedded_store import EmbeddedStore, write_private
+from ops.processes import Supervisor
+
+SECRETS_FILE = "secrets.json"  # in the data directory, 0600
+EMBEDDED_CHANNEL = "app"
+READY_S = 60.0
+
+
+class Stack:
+    """A running stack. `settings` are complete; `gateway` is the URL to call."""
+
+    def __init__(self, settings: Settings, gateway: str, channel_key: str, supervisor: Supervisor) -> None:
+        self.settings = settings
+        self.gateway = gateway
+        self.channel_key = channel_key
+        self.supervisor = supervisor
+
+    def ready_line(self) -> str:
+        """The line of JSON that tells a program where everything is."""
+        return json.dumps(
+            {
+                "ready": True,
+                "gateway": self.gateway,
+                "store": self.settings.store_url,
+                "ledger": self.settings.ledger_dsn,
+                "admin_token": self.settings.admin_token,
+                "channel_key": self.channel_key,
+            },
+            separators=(",", ":"),
+        )
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Stack]:
+    """The stack is up and takes orders; afterwards all that this call started is gone.
+
+    Raises: ConfigInvalid, DataDirBusy, PortTaken, ServiceFailed, each with what to do about it.
+    """
+    data = Path(settings.data_dir).resolve()  # noqa: ASYNC240 - once, at the start
+    async with contextlib.AsyncExitStack() as undo:
+        undo.enter_context(DataDirLock(data))
+        # First what fails fastest: a taken port is told before services are started.
+        sock = undo.enter_context(contextlib.closing(listen(settings.host, settings.port, reuse_port=False)))
+        settings = await _with_services(_with_secrets(settings, data), data, undo)
+        connection = await connect_ledger(settings)
+        try:
+            await migrate(connection)
+        finally:
+            await connection.close()
+
+        supervisor = await undo.enter_async_context(Supervisor(data / "log", grace_s=settings.grace_s))
+        env = {k: v for k, v in os.environ.items() if not k.startswith("RUSHGATE_")} | settings.to_env()
+        command = [sys.executable, "-m", "ops.cli"]
+        fd = sock.fileno()
+        await supervisor.spawn("gateway", [*command, "gateway", "--fd", str(fd)], env, pass_fds=(fd,))
+        await supervisor.scale("gateway", settings.gateway_workers)
+        await supervisor.spawn("ledger", [*command, "worker", "ledger"], env)
+        await supervisor.scale("ledger", settings.ledger_workers)
+
+        host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
+        gateway = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
+        await _until_ready(gateway, supervisor, data / "log")
+        stack = Stack(settings, gateway, next(iter(settings.channel_keys.values()), ""), supervisor)
+        known = data / STACK_FILE
+        write_private(known, json.dumps({"gateway": gateway, "settings": msgspec.structs.asdict(settings)}))
+        undo.callback(known.unlink, missing_ok=True)
+        yield stack
+
+
+def _with_secrets(settings: Settings, data: Path) -> Settings:
+    """Secrets where none are set: drawn once, kept in the data directory for this user alone."""
+    embedded = not settings.store_url and not settings.ledger_dsn
+    if not embedded:
+        return settings
+    path = data / SECRETS_FILE
+    if not path.exists():
+        fresh = {"admin_token": secrets.token_urlsafe(24), "channel_key": secrets.token_urlsafe(24)}
+        write_private(path, json.dumps(fresh))
+    kept = json.loads(path.read_text("utf-8"))
+    return settings.with_values(
+        admin_token=settings.admin_token or kept["admin_token"],
+        channel_keys=settings.channel_keys or {EMBEDDED_CHANNEL: kept["channel_key"]},
+    )
+
+
+async def _with_services(settings: Settings, data: Path, undo: contextlib.AsyncExitStack) -> Settings:
+    """Store and ledger run; those that no setting names are embedded ones."""
+    starts = []
+    if not settings.store_url:
+        if settings.durability == "fsync":
+            store = EmbeddedStore(data, port=settings.embedded_store_port)
+        else:
+            store = EmbeddedStore(data, port=settings.embedded_store_port, appendonly=False)
+        undo.push_async_callback(store.stop)
+        starts.append(store.start())
+    if not settings.ledger_dsn:
+        ledger = EmbeddedLedger(data)
+        undo.push_async_callback(ledger.stop)
+        starts.append(ledger.start())
+    urls = iter(await asyncio.gather(*starts))
+    return settings.with_values(
+        store_url=settings.store_url or next(urls), ledger_dsn=settings.ledger_dsn or next(urls)
+    )
+
+
+async def _until_ready(gateway: str, supervisor: Supervisor, logs: Path) -> None:
+    """The gateway says that it takes orders. Raises ConfigInvalid with its own words if it does not."""
+    watch = asyncio.create_task(supervisor.wait())
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + READY_S
+    said = "nothing"
+    try:
+        while loop.time() < until_s:
+            if watch.done():
+                await watch
+            status, said = await asyncio.to_thread(_readyz, gateway)
+            if status == 200:
+                return
+            if "not_as_promised" in said:
+                break
+            await asyncio.sleep(0.05)
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+    raise ConfigInvalid(f"the gateway is not ready: it says {said}; see {logs}")
+
+
+def _readyz(gateway: str) -> tuple[int, str]:
+    parts = urlsplit(gateway)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except (OSError, http.client.HTTPException) as exc:
+        return 0, str(exc)
+    finally:
+        connection.close()

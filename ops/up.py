@@ -1,0 +1,49 @@
+"""`rushgate up`: the stack in the foreground, until Ctrl-C or SIGTERM."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+
+from core.settings import Settings
+from ops.stack import running
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[asyncio.Event]:
+    """An event that SIGINT or SIGTERM sets, instead of breaking in anywhere."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        yield stopping
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+async def first_of(*tasks: "asyncio.Task[object]") -> None:
+    """One of the tasks is done, the others are gone. Raises what it raised."""
+    done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+async def up(settings: Settings) -> int:
+    """Exit status 0 after a signal. Prints one line of JSON on stdout when orders are taken."""
+    with stop_signal() as stopping:
+        stop = asyncio.create_task(stopping.wait())
+        serving = asyncio.create_task(_serve(settings))
+        await first_of(stop, serving)
+    return 0
+
+
+async def _serve(settings: Settings) -> None:
+    async with running(settings) as stack:
+        print(stack.ready_line(), flush=True)
+        await stack.supervisor.wait()

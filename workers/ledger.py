@@ -1,0 +1,209 @@
+"""The ledger worker: drains the intake streams into the ledger. Any number of them share the work.
+
+At least once, and every effect idempotent: entries are acknowledged and deleted only after their commit; what a dead
+worker left is claimed by a living one; a worker that wakes up late writes the same orders again, which changes nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from redis.exceptions import RedisError, ResponseError
+
+from core.errors import LedgerUnavailable, StoreUnavailable
+from lua.connection import Command, Reply, StoreConnection
+from lua.keys import intake_key
+from lua.scripts import Scripts
+from workers.entries import DeadLetter, Entry, OrderRow, read_entry
+from workers.writer import LedgerWriter
+
+logger = logging.getLogger("rushgate.ledger")
+
+GROUP = "ledger"
+BLOCK_MS = 500  # longest wait for new entries, so that a stop and a claim are never far
+CLAIM_ENTRIES = 16  # of each stream at once
+MAX_ENTRIES = 128  # of each stream at once; how many it is follows the orders that they bring
+PAUSE_S = (0.05, 2.0)  # between tries while store or ledger is away: first, longest
+
+
+class LedgerWorker:
+    """One consumer of the group `ledger` on all shards' streams."""
+
+    def __init__(
+        self, connection: StoreConnection, writer: LedgerWriter, shards: Sequence[int], name: str,
+        drain_orders: int, claim_idle_ms: int,
+    ) -> None:  # fmt: skip
+        """`name` is the consumer's, unlike any other living worker's."""
+        self._connection = connection
+        self._scripts = Scripts(connection)
+        self._writer = writer
+        self._shards = list(shards)
+        self._keys = [intake_key(s) for s in self._shards]
+        self._shard_of = dict(zip(self._keys, self._shards, strict=True))
+        self._name = name
+        self._drain_orders = drain_orders
+        self._claim_idle_ms = claim_idle_ms
+        self._stopping = asyncio.Event()
+        self._groups_exist = False
+        self._next_claim_s = 0.0
+        self._entries_at_once = 8
+        self.written = 0  # orders, by this worker
+        self.dead = 0  # letters, by this worker
+        self.claimed = 0  # entries taken over from others
+
+    def stop(self) -> None:
+        """The run ends after the batch in hand."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Works until `stop`, through every absence of store and ledger. What it has read by then is finished."""
+        pause_s = PAUSE_S[0]
+        while not self._stopping.is_set():
+            try:
+                await self.step()
+                pause_s = PAUSE_S[0]
+            except (StoreUnavailable, LedgerUnavailable) as exc:
+                # What was read and not acknowledged stays pending under our name: `_own_pending` brings it back.
+                self._groups_exist = False
+                logger.warning("drain waits", extra={"why": str(exc), "pause_s": pause_s})
+                try:
+                    await asyncio.wait_for(self._stopping.wait(), pause_s)
+                except TimeoutError:
+                    pause_s = min(pause_s * 2, PAUSE_S[1])
+        await self._leave()
+
+    async def step(self) -> int:
+        """One round: read, or claim, write, acknowledge. Returns the entries handled.
+
+        Raises: StoreUnavailable, LedgerUnavailable; nothing is lost by it.
+        """
+        if not self._groups_exist:
+            await self._make_groups()
+            await self._own_pending()
+            self._groups_exist = True
+        handled = 0
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._next_claim_s:
+            self._next_claim_s = loop.time() + max(0.1, self._claim_idle_ms / 2000)
+            handled += await self._claim()
+        entries = await self._read_group(b">")
+        self._adapt(entries)
+        await self._finish(entries)
+        return handled + len(entries)
+
+    async def _make_groups(self) -> None:
+        """The group exists on every stream, from the first entry on."""
+        commands: list[Command] = [("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM") for key in self._keys]
+        for reply in await self._connection.exchange(commands):
+            if isinstance(reply, RedisError) and not str(reply).startswith("BUSYGROUP"):
+                raise StoreUnavailable(f"no group: {reply}")
+
+    async def _own_pending(self) -> None:
+        """What this worker read before a break is finished."""
+        while True:
+            entries = await self._read_group(b"0")
+            if not entries:
+                return
+            await self._finish(entries)
+
+    async def _read_group(self, after: bytes) -> list[Entry]:
+        command: list[bytes | str | int] = [
+            "XREADGROUP",
+            "GROUP",
+            GROUP,
+            self._name,
+            "COUNT",
+            self._entries_at_once,
+        ]
+        if after == b">":
+            command += ["BLOCK", BLOCK_MS]
+        command += ["STREAMS", *self._keys, *[after] * len(self._keys)]
+        [reply] = await self._connection.exchange([command])
+        if isinstance(reply, ResponseError) and "NOGROUP" in str(reply):
+            self._groups_exist = False  # somebody emptied the store; make them again and go on
+            return []
+        self._raise_for(reply)
+        return [
+            # An entry deleted while it was pending comes without fields: it is done, but for the acknowledgement.
+            Entry(self._shard_of[key], entry_id, fields or [])
+            for key, entries in reply or []
+            for entry_id, fields in entries
+        ]
+
+    async def _claim(self) -> int:
+        """Entries that lie with a silent worker are taken over and finished."""
+        total = 0
+        starts = dict.fromkeys(self._keys, b"0-0")
+        while starts:
+            keys = list(starts)
+            replies = await self._connection.exchange([
+                ("XAUTOCLAIM", key, GROUP, self._name, self._claim_idle_ms, starts[key], "COUNT", CLAIM_ENTRIES)
+                for key in keys
+            ])  # fmt: skip
+            entries = []
+            for key, reply in zip(keys, replies, strict=True):
+                if isinstance(reply, ResponseError) and "NOGROUP" in str(reply):
+                    self._groups_exist = False
+                    del starts[key]
+                    continue
+                self._raise_for(reply)
+                entries += [Entry(self._shard_of[key], i, fields or []) for i, fields in reply[1] if fields]
+                starts[key] = reply[0]
+                if reply[0] == b"0-0":
+                    del starts[key]
+            await self._finish(entries)
+            total += len(entries)
+        self.claimed += total
+        return total
+
+    async def _finish(self, entries: list[Entry]) -> None:
+        """The entries' orders are committed, then the entries are off the streams."""
+        batch: list[Entry] = []
+        rows: list[OrderRow] = []
+        letters: list[DeadLetter] = []
+        for entry in entries:
+            batch.append(entry)
+            if entry.fields:
+                more, bad = read_entry(entry)
+                rows += more
+                letters += bad
+            if len(rows) >= self._drain_orders:
+                await self._commit(batch, rows, letters)
+                batch, rows, letters = [], [], []
+        if batch:
+            await self._commit(batch, rows, letters)
+
+    def _adapt(self, entries: list[Entry]) -> None:
+        """The next read brings about as many orders as a transaction wants: bounded memory, few small commits."""
+        orders = sum(len(e.fields) // 2 for e in entries)
+        if orders > 2 * self._drain_orders:
+            self._entries_at_once = max(1, self._entries_at_once // 2)
+        elif orders < self._drain_orders and len(entries) >= self._entries_at_once:
+            self._entries_at_once = min(MAX_ENTRIES, self._entries_at_once * 2)
+
+    async def _commit(self, batch: list[Entry], rows: list[OrderRow], letters: list[DeadLetter]) -> None:
+        written, dead = await self._writer.write(rows, letters)
+        self.written += written
+        self.dead += dead
+        for letter in letters:
+            logger.error("order set aside", extra={"entry": letter.entry_id.decode(), "reason": letter.reason})
+        by_shard: dict[int, list[bytes]] = {}
+        for entry in batch:
+            by_shard.setdefault(entry.shard, []).append(entry.entry_id)
+        for shard, ids in by_shard.items():
+            await self._scripts.ack(intake_key(shard), GROUP, ids)
+
+    async def _leave(self) -> None:
+        """The consumer's name is off the groups if nothing is pending under it; then nobody needs to claim."""
+        try:
+            for key in self._keys:
+                [pending] = await self._connection.exchange([("XPENDING", key, GROUP, "-", "+", 1, self._name)])
+                if pending == []:
+                    await self._connection.exchange([("XGROUP", "DELCONSUMER", key, GROUP, self._name)])
+        except StoreUnavailable:
+            logger.warning("left without a farewell")
+        await self._connection.close()
+
+    def _raise_for(self, reply: Reply) -> None:
+        if isinstance(reply, RedisError):
+            raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}")

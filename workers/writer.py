@@ -1,0 +1,70 @@
+"""Writes orders to the ledger, a batch a transaction; one bad order never keeps back the good ones."""
+
+from functools import partial
+
+import asyncpg
+from asyncpg.pgproto.pgproto import UUID
+
+from core.ledger.pool import Pool, ask
+from core.ledger.queries import query
+from workers.entries import DeadLetter, OrderRow, columns, dead, sanitized
+
+# What an order itself can be guilty of; everything else is the ledger's affair and tried again.
+GUILTY = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.DataError,
+    asyncpg.exceptions.DataError,
+    ValueError,
+    OverflowError,
+)
+
+
+class LedgerWriter:
+    """Writes through a pool that the caller owns."""
+
+    def __init__(self, ledger: Pool) -> None:
+        self._ledger = ledger
+
+    async def write(self, rows: list[OrderRow], letters: list[DeadLetter]) -> tuple[int, int]:
+        """All rows are in `orders` or in `dead_letters`, all letters in `dead_letters`, committed.
+
+        Returns: orders newly written, and dead letters. Raises: LedgerUnavailable; what was written stays written,
+        and writing the same again changes nothing.
+        """
+        written, guilty = await self._write_rows(rows)
+        letters = letters + guilty
+        for letter in letters:
+            await ask(partial(self._set_aside, letter))
+        return written, len(letters)
+
+    async def _write_rows(self, rows: list[OrderRow]) -> tuple[int, list[DeadLetter]]:
+        if not rows:
+            return 0, []
+        try:
+            return await ask(lambda: self._insert(rows)), []
+        except GUILTY as exc:
+            if len(rows) == 1:
+                return 0, [dead(rows[0], f"{type(exc).__name__}: {exc}")]
+        # One of them is guilty: halving finds it in a few statements, and the others are written.
+        middle = len(rows) // 2
+        first, first_letters = await self._write_rows(rows[:middle])
+        second, second_letters = await self._write_rows(rows[middle:])
+        return first + second, first_letters + second_letters
+
+    async def _insert(self, rows: list[OrderRow]) -> int:
+        return int(await self._ledger.fetchval(query("insert_orders"), *columns(rows)) or 0)
+
+    async def _set_aside(self, letter: DeadLetter) -> None:
+        header = letter.header
+        await self._ledger.execute(
+            query("insert_dead_letter"),
+            letter.shard,
+            letter.entry_id.decode(),
+            letter.place,
+            header.campaign if header else None,
+            header.epoch if header else None,
+            header.first_seq + letter.place if header else None,
+            UUID(letter.order_id) if letter.order_id else None,
+            sanitized(letter.reason),
+            letter.payload,
+        )
