@@ -202,7 +202,7 @@ class Auditor:
             parts = left + reading.held[sku] + reading.sold[sku]
             if left < 0 or parts != reading.allocation[sku]:
                 tally.findings.append(
-                    f"shard {shard}: {sku}: {reading.allocation[sku]} allocated, {left} left, {parts} with held and sold"
+                    f"shard {shard}: {sku}: {reading.allocation[sku]} allocated, {left} left, {parts} with the taken"
                 )
             here = tally.units_in_ledger[sku] + tally.units_in_flight[sku]
             if not tally.dead and not tally.lost and here != reading.held[sku] + reading.sold[sku]:
