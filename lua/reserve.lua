@@ -4,7 +4,8 @@
 -- Guarantee  G1 units left never drop below 0; G2 one request key has one outcome once it is accepted;
 --            G3 a hold and its entry in the intake are written together; G6 no limit is exceeded.
 --            A request that is not ACCEPTED writes nothing.
--- Cost       O(requests + lines); at most 13 commands for the whole batch, one round trip.
+-- Cost       O(requests + lines); at most 12 commands for the whole batch and 2 more for each SKU that is empty or
+--            waits, one round trip.
 -- Caller     lua/reserve.py
 --
 -- KEYS[1] meta      hash    fields epoch, state, opens_ms, closes_ms, pay_within_ms, limits, seq, version, reopen, r:SKU
@@ -68,140 +69,150 @@ if m[2] == 'paused' then shut = PAUSED
 elseif m[2] ~= 'open' or now_ms >= tonumber(m[4]) then shut = CLOSED
 elseif now_ms < tonumber(m[3]) then shut = NOT_OPEN end
 
--- What the whole batch asks about, each thing once.
-local at = {}                             -- request -> index of its first argument
-local fields = {}                         -- request -> its field
-local skus, sku_fields = {}, {}           -- SKU -> its place in sku_fields, which is left, held, left, held, ...
-local units_of, unit_fields = {}, {}      -- limit counter -> its place in unit_fields
-local function count_for(name)
-  if not units_of[name] then
-    unit_fields[#unit_fields + 1] = name
-    units_of[name] = #unit_fields
+-- What the whole batch asks about, each thing once. Explicit counts: `#` walks the table each time, and at 64 requests
+-- a batch the Lua code, not its commands, is most of the cost.
+local at, fields = {}, {}                           -- request -> index of its first argument; its field
+local skus, sku_fields, sku_count = {}, {}, 0       -- SKU -> place in sku_fields, which is left, held, left, held, ...
+local places, unit_fields, unit_count = {}, {}, 0   -- limit counter -> place in unit_fields
+local buyer_at, ip_at, device_at = {}, {}, {}       -- request -> place of its counter, false = counts for no limit
+local function place_of(name)
+  local place = places[name]
+  if not place then
+    unit_count = unit_count + 1
+    place = unit_count
+    places[name], unit_fields[place] = place, name
   end
+  return place
 end
 local a = 4
 for r = 1, count do
   at[r], fields[r] = a, ARGV[a]
-  local buyer, ip, device, lines = ARGV[a + 4], ARGV[a + 5], ARGV[a + 6], tonumber(ARGV[a + 7])
-  if limit_buyer then count_for('b:' .. buyer) end
-  if limit_ip and ip ~= '' then count_for('i:' .. ip) end
-  if limit_device and device ~= '' then count_for('d:' .. device) end
-  a = a + 8
-  for _ = 1, lines do
-    local sku = ARGV[a]
+  local buyer, ip, device = ARGV[a + 4], ARGV[a + 5], ARGV[a + 6]
+  buyer_at[r] = limit_buyer and place_of('b:' .. buyer)
+  ip_at[r] = limit_ip and ip ~= '' and place_of('i:' .. ip)
+  device_at[r] = limit_device and device ~= '' and place_of('d:' .. device)
+  local last = a + 6 + 2 * ARGV[a + 7]
+  for l = a + 8, last, 2 do
+    local sku = ARGV[l]
     if not skus[sku] then
-      sku_fields[#sku_fields + 1] = sku
-      skus[sku] = #sku_fields
-      sku_fields[#sku_fields + 1] = 'h:' .. sku
+      skus[sku] = sku_count + 1
+      sku_fields[sku_count + 1], sku_fields[sku_count + 2] = sku, 'h:' .. sku
+      sku_count = sku_count + 2
     end
-    if limit_buyer_sku then count_for('s:' .. buyer .. ' ' .. sku) end
-    a = a + 2
+    if limit_buyer_sku then place_of('s:' .. buyer .. ' ' .. sku) end
   end
+  a = last + 2
 end
 
 local known = redis.call('HMGET', requests, unpack(fields))
 local units = redis.call('HMGET', stock, unpack(sku_fields))
-for i = 1, #units do units[i] = tonumber(units[i] or -1) end
+for i = 1, sku_count do units[i] = tonumber(units[i] or -1) end
 local taken = {}
-if #unit_fields > 0 then taken = redis.call('HMGET', used, unpack(unit_fields)) end
-redis.call('HLEN', holds)                 -- a key of the wrong type fails here, before anything is written
+if unit_count > 0 then
+  taken = redis.call('HMGET', used, unpack(unit_fields))
+  for i = 1, unit_count do taken[i] = tonumber(taken[i] or 0) end
+end
+redis.call('HLEN', holds)                           -- a key of the wrong type fails here, before anything is written
 
 -- Units that came back to an empty SKU wait until no gateway calls it sold out from memory.
 local waiting = {}
 if now_ms < tonumber(m[8]) then
-  for sku, place in pairs(skus) do
+  for sku in pairs(skus) do
     local opens_ms = tonumber(redis.call('HGET', meta, 'r:' .. sku) or 0)
     if now_ms < opens_ms then waiting[sku] = opens_ms - now_ms end
   end
 end
 
-local codes, details, empty = {}, {}, {}
-local first = {}                          -- field -> record accepted by this very batch
-local entry, new_holds, new_requests = { 'h', '' }, {}, {}
-local changed = {}                        -- place in unit_fields -> true
+local codes, details, told, empty = {}, {}, 0, {}
+local first = {}                                    -- field -> record accepted by this very batch
+local entry, new_holds, new_requests, accepted = { 'h', '' }, {}, {}, 0
+local function refuse(r, code, why)
+  details[told + 1], details[told + 2] = r, why
+  told = told + 2
+  return code
+end
 
 local function decide(r)
   local p = at[r]
   local record = ARGV[p + 1]
   local earlier = first[fields[r]] or known[r]
   if earlier then
-    details[#details + 1], details[#details + 2] = r, earlier
-    if string.sub(earlier, 17, 24) == string.sub(record, 17, 24) then return REPLAYED end
-    return KEY_REUSED
+    local same = string.sub(earlier, 17, 24) == string.sub(record, 17, 24)
+    return refuse(r, same and REPLAYED or KEY_REUSED, earlier)
   end
   if shut then return shut end
 
-  local buyer, ip, device, lines = ARGV[p + 4], ARGV[p + 5], ARGV[p + 6], tonumber(ARGV[p + 7])
-  local basket, wanted, total = {}, {}, 0 -- two lines of one SKU are one wish
-  for l = 0, lines - 1 do
-    local sku, quantity = ARGV[p + 8 + 2 * l], tonumber(ARGV[p + 9 + 2 * l])
-    if not wanted[sku] then basket[#basket + 1] = sku end
+  local last = p + 6 + 2 * ARGV[p + 7]
+  local basket, size, wanted, total = {}, 0, {}, 0  -- two lines of one SKU are one wish
+  for l = p + 8, last, 2 do
+    local sku, quantity = ARGV[l], tonumber(ARGV[l + 1])
+    if not wanted[sku] then
+      size = size + 1
+      basket[size] = sku
+    end
     wanted[sku] = (wanted[sku] or 0) + quantity
     total = total + quantity
   end
-  local function refuse(code, why)
-    details[#details + 1], details[#details + 2] = r, why
-    return code
-  end
-  local function past(name, limit, more)
-    local place = units_of[name]
-    return tonumber(taken[place] or 0) + more > limit
-  end
-  if limit_buyer and past('b:' .. buyer, limit_buyer, total) then return refuse(OVER_LIMIT, 'buyer') end
+  local buyer, ip, device = buyer_at[r], ip_at[r], device_at[r]
+  if buyer and taken[buyer] + total > limit_buyer then return refuse(r, OVER_LIMIT, 'buyer') end
   if limit_buyer_sku then
     for _, sku in ipairs(basket) do
-      if past('s:' .. buyer .. ' ' .. sku, limit_buyer_sku, wanted[sku]) then
-        return refuse(OVER_LIMIT, 'buyer_sku')
-      end
+      local place = places['s:' .. ARGV[p + 4] .. ' ' .. sku]
+      if taken[place] + wanted[sku] > limit_buyer_sku then return refuse(r, OVER_LIMIT, 'buyer_sku') end
     end
   end
-  if limit_ip and ip ~= '' and past('i:' .. ip, limit_ip, total) then return refuse(OVER_LIMIT, 'ip') end
-  if limit_device and device ~= '' and past('d:' .. device, limit_device, total) then
-    return refuse(OVER_LIMIT, 'device')
-  end
-  for _, sku in ipairs(basket) do
+  if ip and taken[ip] + total > limit_ip then return refuse(r, OVER_LIMIT, 'ip') end
+  if device and taken[device] + total > limit_device then return refuse(r, OVER_LIMIT, 'device') end
+  for i = 1, size do
+    local sku = basket[i]
     local left = units[skus[sku]]
-    if left < 0 then return refuse(NO_SKU, sku) end
+    if left < 0 then return refuse(r, NO_SKU, sku) end
     if waiting[sku] or left == 0 then empty[sku] = true end
-    if waiting[sku] or left < wanted[sku] then return refuse(SOLD_OUT, sku) end
+    if waiting[sku] or left < wanted[sku] then return refuse(r, SOLD_OUT, sku) end
   end
 
-  local function take(name, more)
-    local place = units_of[name]
-    taken[place] = tonumber(taken[place] or 0) + more
-    changed[place] = true
-  end
-  if limit_buyer then take('b:' .. buyer, total) end
-  if limit_ip and ip ~= '' then take('i:' .. ip, total) end
-  if limit_device and device ~= '' then take('d:' .. device, total) end
-  for _, sku in ipairs(basket) do
+  if buyer then taken[buyer] = taken[buyer] + total end
+  if ip then taken[ip] = taken[ip] + total end
+  if device then taken[device] = taken[device] + total end
+  for i = 1, size do
+    local sku = basket[i]
     local place = skus[sku]
     units[place] = units[place] - wanted[sku]
     units[place + 1] = units[place + 1] + wanted[sku]
-    if limit_buyer_sku then take('s:' .. buyer .. ' ' .. sku, wanted[sku]) end
+    if limit_buyer_sku then
+      local counter = places['s:' .. ARGV[p + 4] .. ' ' .. sku]
+      taken[counter] = taken[counter] + wanted[sku]
+    end
   end
 
   local id, held, placed = string.sub(record, 1, 16), ARGV[p + 2], ARGV[p + 3]
-  if placed == '' then placed = held end
   record = record .. stamp
   first[fields[r]] = record
-  entry[#entry + 1], entry[#entry + 2] = id, placed
-  new_holds[#new_holds + 1], new_holds[#new_holds + 2] = id, held .. stamp
-  new_requests[#new_requests + 1], new_requests[#new_requests + 2] = fields[r], record
+  local n = 2 * accepted
+  entry[n + 3], entry[n + 4] = id, placed ~= '' and placed or held
+  new_holds[n + 1], new_holds[n + 2] = id, held .. stamp
+  new_requests[n + 1], new_requests[n + 2] = fields[r], record
+  accepted = accepted + 1
   return ACCEPTED
 end
 for r = 1, count do codes[r] = decide(r) end
 
-local accepted = #entry / 2 - 1
 if accepted > 0 then
   entry[2] = string.format('1|%s|%s|%.0f|%.0f|%.0f', campaign, epoch, now_ms, pay_by_ms, seq + 1)
-  local counters = {}
-  for place in pairs(changed) do
-    counters[#counters + 1], counters[#counters + 2] = unit_fields[place], taken[place]
+  local counters, n = {}, 0
+  for i = 1, unit_count do
+    if taken[i] > 0 then
+      counters[n + 1], counters[n + 2] = unit_fields[i], taken[i]
+      n = n + 2
+    end
   end
   local balances = {}
-  for i, name in ipairs(sku_fields) do
-    if units[i] >= 0 then balances[#balances + 1], balances[#balances + 2] = name, units[i] end
+  n = 0
+  for i = 1, sku_count do
+    if units[i] >= 0 then
+      balances[n + 1], balances[n + 2] = sku_fields[i], units[i]
+      n = n + 2
+    end
   end
   -- A failing script is not rolled back. The entry goes first: it alone can fail for a reason of its own.
   redis.call('XADD', intake, '*', unpack(entry))
@@ -209,7 +220,7 @@ if accepted > 0 then
   redis.call('HSET', requests, unpack(new_requests))
   redis.call('HSET', holds, unpack(new_holds))
   redis.call('HSET', meta, 'seq', seq + accepted)
-  if #counters > 0 then redis.call('HSET', used, unpack(counters)) end
+  if counters[1] then redis.call('HSET', used, unpack(counters)) end
 end
 
 local leases, lease_ms = {}, tonumber(m[9])

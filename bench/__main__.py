@@ -1,0 +1,40 @@
+"""`python -m bench [store|intake|drain …]`: measures, prints with spread, keeps JSON in bench/results/."""
+
+import argparse
+import asyncio
+import sys
+
+import uvloop
+
+from bench import drain, intake, store
+from bench.environment import environment, save
+from bench.services import services
+
+PARTS = {"store": store.measure, "intake": intake.measure, "drain": drain.measure}
+
+
+async def run(names: list[str]) -> None:
+    """The parts, one after another, each on services of its own."""
+    facts = environment()
+    for name, words in facts.items():
+        print(f"{name:9} {words}")
+    for name in names:
+        async with services() as found:
+            result = await PARTS[name](found)
+        print(f"  kept in {save(name, {'environment': facts, **result})}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    args = parser.parse_args()
+    unknown = set(args.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no part is called {', '.join(sorted(unknown))}")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run(args.parts or list(PARTS)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
