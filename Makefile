@@ -1,13 +1,13 @@
 # Every target works on a fresh machine: `.venv` and the pinned packages come by themselves.
 SHELL := /bin/bash
-PY ?= python3.11
+PY ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run up test check format lock clean bench
+.PHONY: help install run up test test-debian check format docs lock clean bench
 
 help: ## show this help
 	@echo "Rushgate: takes the orders of a flash sale. Targets:"
@@ -33,6 +33,9 @@ up: $(STAMP) ## only the stack, in the foreground
 test: $(STAMP) ## all tests, against real services that the tests start themselves
 	@$(BIN)/python -m pytest
 
+test-debian: $(STAMP) ## the tests of store and ledger on Debian's Redis 7.0 and Postgres 15
+	@tests/debian.sh
+
 check: $(STAMP) ## ruff, mypy --strict, the import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -42,6 +45,9 @@ check: $(STAMP) ## ruff, mypy --strict, the import rules
 format: $(STAMP) ## let ruff format and mend what it can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+docs: $(STAMP) ## make the tables of docs/operations.md from the code
+	@$(BIN)/python -m ops.documents
 
 bench: $(STAMP) ## the figures of docs/performance.md on this machine
 	@$(BIN)/python -m bench

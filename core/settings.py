@@ -16,6 +16,9 @@ from core.errors import ConfigInvalid
 from core.ids import MAX_SHARDS
 
 PREFIX = "RUSHGATE_"
+# Not of a process: where its TOML file is, the key that `rushgate rush` sends, the services that tests are given.
+NO_SETTINGS = (PREFIX + "CONFIG", PREFIX + "CHANNEL_KEY")
+TESTS = PREFIX + "TEST_"
 
 Seconds = Annotated[float, Meta(gt=0, le=3_600)]
 
@@ -66,7 +69,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             values |= _from_toml(Path(config))
         hints = get_type_hints(cls)
         for variable, text in environ.items():
-            if not variable.startswith(PREFIX) or variable == PREFIX + "CONFIG":
+            if not variable.startswith(PREFIX) or variable in NO_SETTINGS or variable.startswith(TESTS):
                 continue
             name = variable.removeprefix(PREFIX).lower()
             if name not in hints:

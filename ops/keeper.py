@@ -1,0 +1,39 @@
+"""Embedded services that died by themselves are started again, on the same address and the same data."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+from core.errors import Fault
+from ops.embedded_ledger import EmbeddedLedger
+from ops.embedded_store import EmbeddedStore
+
+logger = logging.getLogger("rushgate.ops")
+
+LOOK_S = 0.5
+
+Service = EmbeddedStore | EmbeddedLedger
+
+
+@contextlib.asynccontextmanager
+async def kept(services: Sequence[Service]) -> AsyncIterator[None]:
+    """While inside, a service that is gone is started again within a second or so; a failed start is tried again."""
+    task = asyncio.create_task(_keep(services))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _keep(services: Sequence[Service]) -> None:
+    while True:
+        await asyncio.sleep(LOOK_S)
+        for service in services:
+            if service.pid is None:
+                logger.error("embedded service died, it is started again", extra={"log": str(service.log)})
+                try:
+                    await service.start()
+                except Fault:
+                    logger.exception("embedded service does not start")

@@ -1,0 +1,34 @@
+"""Documents that are made from the code are as the code is."""
+
+import re
+from pathlib import Path
+
+from core.settings import PREFIX, Settings
+from ops.documents import OPERATIONS, ROOT, operations
+
+
+def test_operations_tables_are_up_to_date() -> None:
+    text = OPERATIONS.read_text("utf-8")
+    assert text == operations(text), "run `make docs`"
+
+
+def test_operations_list_every_setting() -> None:
+    text = OPERATIONS.read_text("utf-8")
+    assert {f"{PREFIX}{n.upper()}" for n in Settings.__struct_fields__} <= set(re.findall(r"RUSHGATE_[A-Z_]+", text))
+
+
+def test_links_in_documents_lead_to_files() -> None:
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    links = [(d, target) for d in documents for target in re.findall(r"\]\(([^)#\s]+)", d.read_text("utf-8"))]
+    broken = [(d.name, t) for d, t in links if "://" not in t and not (d.parent / Path(t)).exists()]
+    assert broken == []
+
+
+def test_guarantees_name_tests_that_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "guarantees.md").read_text("utf-8")))
+    written = set()
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        written |= set(re.findall(r"def (test_\w+)", file.read_text("utf-8")))
+        written.add(file.stem)
+    assert named
+    assert named - written == set()
