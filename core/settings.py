@@ -4,6 +4,7 @@ Every field is an environment variable `RUSHGATE_<FIELD>` and a key of the TOML 
 environment wins. docs/operations.md lists them. Unknown or bad settings stop the process and name themselves.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from core.errors import ConfigInvalid
 from core.ids import MAX_SHARDS
 
 PREFIX = "RUSHGATE_"
+
+CHANNEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}(\.[a-z0-9]+)?")
+SECRET = re.compile(r"[\x21-\x2b\x2d-\x7e]{16,}")  # what a header and a list with commas can carry
 # Not of a process: where its TOML file is, the key that `rushgate rush` sends, the services that tests are given.
 NO_SETTINGS = (PREFIX + "CONFIG", PREFIX + "CHANNEL_KEY")
 TESTS = PREFIX + "TEST_"
@@ -56,9 +60,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.admin_token and len(self.admin_token) < 16:
             raise ValueError("admin_token must have 16 characters or more")
-        for channel, secret in self.channel_keys.items():
-            if len(secret) < 16 or not secret.isascii():
-                raise ValueError(f"the key of channel {channel!r} must have 16 ASCII characters or more")
+        # Told by its place: whoever leaves a name out writes the secret where the name belongs.
+        for n, (channel, secret) in enumerate(self.channel_keys.items(), 1):
+            if not CHANNEL.fullmatch(channel):
+                raise ValueError(f"entry {n}: the name must be that of a channel, or channel.N for a further key")
+            if not SECRET.fullmatch(secret):
+                raise ValueError(f"entry {n}: the key must have 16 or more visible ASCII characters and no comma")
+        if len(set(self.channel_keys.values())) < len(self.channel_keys):
+            raise ValueError("two entries have the same key")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":
@@ -120,7 +129,10 @@ def _parse(variable: str, text: str, hint: Any) -> Any:
         if kind in (int, float):
             return kind(text)
         if kind == dict[str, str]:
-            return dict(_pair(variable, p.strip()) for p in text.split(",") if p.strip())
+            pairs = [_pair(variable, p.strip()) for p in text.split(",") if p.strip()]
+            if len(dict(pairs)) < len(pairs):
+                raise ConfigInvalid(f"{variable}: two entries have the same name; a further key is channel.N")
+            return dict(pairs)
     except ValueError as exc:
         raise ConfigInvalid(f"{variable}: {text!r} is not a number") from exc
     return text

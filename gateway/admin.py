@@ -13,7 +13,7 @@ from core.desk.campaigns import Campaign, CampaignDesk
 from core.errors import Fault, Invalid
 from core.model import CampaignName, CampaignSpec, Restock
 from gateway.access import Access
-from gateway.body import decode, read_body
+from gateway.body import Gone, decode, read_body
 from gateway.catalogue import Catalogue
 from gateway.problems import Problem, fault, problem
 
@@ -64,25 +64,29 @@ class Admin:
         """All of them, each behind the token."""
         base = "/v1/admin/campaigns/{campaign}"
         return [
-            self._route(base, "PUT", self.put),
-            self._route(base, "GET", self.show),
-            self._route(base + "/open", "POST", self.open),
-            self._route(base + "/pause", "POST", self.pause),
-            self._route(base + "/close", "POST", self.close),
-            self._route(base + "/restock", "POST", self.restock),
-            self._route(base + "/audit", "GET", self.audit),
+            self._route(base, PUT=self.put, GET=self.show),
+            self._route(base + "/open", POST=self.open),
+            self._route(base + "/pause", POST=self.pause),
+            self._route(base + "/close", POST=self.close),
+            self._route(base + "/restock", POST=self.restock),
+            self._route(base + "/audit", GET=self.audit),
         ]
 
-    def _route(self, path: str, method: str, action: Action) -> Route:
+    def _route(self, path: str, **actions: Action) -> Route:
+        """All methods of a path in one route, so that a 405 names them all."""
+
         async def endpoint(request: Request) -> Response:
             if not self._access.is_admin(request.headers.get("authorization", "").encode("latin-1")):
                 return problem_response(problem("unauthorized"), self._retry_after_s)
+            action = actions.get(request.method) or actions["GET"]  # the router lets HEAD through where there is a GET
             try:
                 return json_response(await action(request, checked_name(request.path_params["campaign"])))
             except Fault as exc:
                 return problem_response(fault(exc), self._retry_after_s)
+            except Gone:
+                return Response()  # to nobody
 
-        return Route(path, endpoint, methods=[method])
+        return Route(path, endpoint, methods=list(actions))
 
     async def put(self, request: Request, campaign: str) -> Campaign:
         body = await read_body(request.receive, ADMIN_BODY)

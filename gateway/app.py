@@ -1,5 +1,6 @@
 """The ASGI application: one look at the path sends orders down the hot path, the rest goes to Starlette's router."""
 
+import logging
 from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
@@ -15,11 +16,16 @@ from gateway.orders import OrderEndpoint
 from gateway.problems import problem
 from gateway.replies import send_problem
 
+logger = logging.getLogger("rushgate.gateway")
+
 PREFIX = "/v1/campaigns/"
 ORDERS = "/orders"
 BATCH = "/orders:batch"
+# Beyond these a path has a campaign between its two ends; one may be called `orders`.
+ORDERS_BARE, BATCH_BARE = len(PREFIX + ORDERS), len(PREFIX + BATCH)
 
 Endpoint = Callable[[Scope, Receive, Send, str], Awaitable[None]]
+ALLOW = [(b"allow", b"POST")]
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
@@ -35,16 +41,20 @@ class Application:
         if scope["type"] == "http":
             path: str = scope["path"]
             if path.startswith(PREFIX):
-                if path.endswith(ORDERS):
+                if path.endswith(ORDERS) and len(path) > ORDERS_BARE:
                     return await self._hot(self._orders, path[14:-7], scope, receive, send)
-                if path.endswith(BATCH):
+                if path.endswith(BATCH) and len(path) > BATCH_BARE:
                     return await self._hot(self._batch, path[14:-13], scope, receive, send)
         return await self._rest(scope, receive, send)
 
     async def _hot(self, endpoint: Endpoint, campaign: str, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
-            return await send_problem(send, problem("method_not_allowed"), b"1")
-        return await endpoint(scope, receive, send, campaign)
+            return await send_problem(send, problem("method_not_allowed"), b"1", ALLOW)
+        try:
+            return await endpoint(scope, receive, send, campaign)
+        except Exception:
+            logger.exception("request failed")
+            return await send_problem(send, problem("internal"), b"1")
 
 
 def rest(routes: list[Route], retry_after_s: int) -> Starlette:
@@ -60,4 +70,6 @@ def rest(routes: list[Route], retry_after_s: int) -> Starlette:
     async def on_error(request: Request, exc: Exception) -> Response:
         return problem_response(problem("internal"), retry_after_s)
 
-    return Starlette(routes=routes, exception_handlers={HTTPException: on_http, Exception: on_error})
+    found = Starlette(routes=routes, exception_handlers={HTTPException: on_http, Exception: on_error})
+    found.router.redirect_slashes = False  # a path that is not served is 404, not a link made from the Host header
+    return found

@@ -12,7 +12,7 @@ from gateway.access import Access
 from gateway.body import Gone, TooLarge, decode, read_body
 from gateway.catalogue import Sale
 from gateway.problems import Problem, fault, problem, refusal
-from gateway.replies import order_body, send_problem
+from gateway.replies import order_body, send_problem, unread
 from gateway.take import Taker
 from lua.reserve import ReserveCode
 
@@ -47,9 +47,10 @@ class BatchEndpoint:
         try:
             channel = self._access.channel(headers.get(b"authorization", b""))
             if channel is None:
-                return await send_problem(send, problem("unauthorized"), self._retry_after)
+                return await send_problem(send, problem("unauthorized"), self._retry_after, unread(scope))
             if int(headers.get(b"content-length", b"0")) > self._body_bytes:
-                raise TooLarge(f"the body has more than {self._body_bytes} bytes")
+                too_large = fault(TooLarge(f"the body has more than {self._body_bytes} bytes"))
+                return await send_problem(send, too_large, self._retry_after, unread(scope))
             body = await read_body(receive, self._body_bytes)
             lines = [line for line in body.split(b"\n") if line.strip()]
             if not lines:
@@ -96,7 +97,7 @@ def _key_of(line: bytes) -> str:
     """The key of a line that is wrong elsewhere, so that its sender can tell which one it was."""
     try:
         return _decode_key(line).request_key[:64]
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
 
 

@@ -1,8 +1,7 @@
 """What a gateway process knows of the campaigns: read from the store, so that intake needs no ledger."""
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable
+import re
 
 import asyncpg
 import msgspec
@@ -12,14 +11,17 @@ from core.errors import CampaignLost, CampaignUnknown, Fault, Refused, StoreUnav
 from core.ids import campaign_tag
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
-from core.model import CampaignSpec
+from core.model import NAME, CampaignSpec
 from lua.connection import SharedConnection
 from lua.keys import home_shards, sale_keys
 
 MAX_UNKNOWN = 10_000  # names remembered as unknown
 FORGET_S = 1.0  # after so long an unknown name is asked for again
 
+MAX_NAME = 64
+
 decode_spec = msgspec.json.Decoder(CampaignSpec).decode
+_is_name = re.compile(NAME).match
 
 
 class NotOpen(Refused):
@@ -74,6 +76,9 @@ class Catalogue:
 
     async def reload(self, campaign: str) -> Sale:
         """The campaign as the store has it now; concurrent calls share one read. Raises: as `get`."""
+        if len(campaign) > MAX_NAME or not _is_name(campaign):
+            # Nobody need be asked, and what is no name never reaches the ledger as text (a NUL cannot).
+            raise CampaignUnknown("no campaign has such a name")
         loop = asyncio.get_running_loop()
         if self._unknown.get(campaign, 0.0) > loop.time():
             raise CampaignUnknown(f"no campaign is called {campaign}")
@@ -87,7 +92,13 @@ class Catalogue:
         """Reads the campaign again in the background if the store has another version than this one."""
         if version != sale.version and not sale.stale:
             sale.stale = True
-            asyncio.get_running_loop().create_task(_quietly(self.reload, sale.campaign))
+            asyncio.get_running_loop().create_task(self._refresh(sale))
+
+    async def _refresh(self, sale: Sale) -> None:
+        try:
+            await self.reload(sale.campaign)
+        except Fault:
+            sale.stale = False  # the older version stays; the next answer of the store asks for the newer one again
 
     def forget(self, campaign: str) -> None:
         """The next `get` asks the store."""
@@ -121,9 +132,3 @@ class Catalogue:
 
     async def _fetch(self, shard: int, campaign: str) -> asyncpg.Record | None:
         return await self._ledger.fetchrow(query("get_campaign"), shard, campaign)
-
-
-async def _quietly(call: Callable[[str], Awaitable[object]], campaign: str) -> None:
-    """A refresh that fails leaves the older version in place; the next answer of the store asks for it again."""
-    with contextlib.suppress(Fault):
-        await call(campaign)

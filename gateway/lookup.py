@@ -21,6 +21,7 @@ from lua.keys import sale_keys
 MAX_WAITING = 20_000
 MAX_ASKED = 1_000  # order ids in one query
 NAMES_S = 1.0  # how long the list of campaigns is believed
+SCAN = 1_000
 
 Answer = OrderView | None
 
@@ -36,6 +37,7 @@ class Lookup:
         self._task: asyncio.Task[None] | None = None
         self._names: list[str] = []
         self._names_until_s = 0.0
+        self._names_of_shard: dict[int, tuple[float, list[str]]] = {}
 
     async def find(self, order_id: bytes) -> Answer:
         """The order, or None if neither store nor ledger has it.
@@ -150,7 +152,14 @@ class Lookup:
         """The campaigns that an id can belong to by its tag: one as a rule."""
         tag = tag_of(order_id)
         known = [s.campaign for s in self._catalogue.sales.values() if s.tag == tag]
-        return known or [name for name in await self._all_names() if campaign_tag(name) == tag]
+        if known:
+            return known
+        try:
+            names = await self._all_names()
+        except LedgerUnavailable:
+            # The 202 may be another process's: this one has not met the campaign yet.
+            names = await self._names_in_store(shard_of(order_id))
+        return [name for name in names if campaign_tag(name) == tag]
 
     async def _all_names(self) -> list[str]:
         loop = asyncio.get_running_loop()
@@ -159,6 +168,24 @@ class Lookup:
             self._names = [row["campaign"] for row in rows]
             self._names_until_s = loop.time() + NAMES_S
         return self._names
+
+    async def _names_in_store(self, shard: int) -> list[str]:
+        """The campaigns of a shard by their keys: a walk over all keys, so only for want of the ledger."""
+        loop = asyncio.get_running_loop()
+        until_s, names = self._names_of_shard.get(shard, (0.0, []))
+        if until_s < loop.time() and shard < self._catalogue.shards:
+            before, _, after = sale_keys(shard, "*").meta.partition(b"*")
+            names, cursor = [], b"0"
+            while True:
+                [reply] = await self._store.exchange([("SCAN", cursor, "MATCH", before + b"*" + after, "COUNT", SCAN)])
+                if isinstance(reply, RedisError):
+                    raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}")
+                cursor, found = reply
+                names += [key[len(before) : -len(after)].decode() for key in found]
+                if cursor == b"0":
+                    break
+            self._names_of_shard[shard] = (loop.time() + NAMES_S, names)
+        return names
 
 
 def _view_of_hold(order_id: bytes, campaign: str, hold: bytes) -> OrderView:

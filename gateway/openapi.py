@@ -22,6 +22,29 @@ class OrderAccepted(msgspec.Struct):
     durability: str
 
 
+class BatchAccepted(OrderAccepted):
+    """The answer to a line of a batch that is an order."""
+
+    request_key: str
+    http_status: int
+    replayed: bool
+
+
+class BatchRefused(Problem, frozen=True):
+    """The answer to any other line of a batch; `request_key` is empty if the line has none that can be read."""
+
+    request_key: str = ""
+    http_status: int = 0
+
+
+class ProblemKind(msgspec.Struct):
+    """What a code means."""
+
+    code: str
+    status: int
+    title: str
+
+
 class Live(msgspec.Struct):
     """The process answers."""
 
@@ -40,7 +63,7 @@ class Ready(msgspec.Struct, omit_defaults=True):
 
 BODIES = [
     OrderRequest, BatchLine, CampaignSpec, Restock, OrderAccepted, OrderView, CampaignView, Campaign, Restocked,
-    AuditReport, Problem, Live, Ready,
+    AuditReport, Problem, Live, Ready, BatchAccepted, BatchRefused, ProblemKind,
 ]  # fmt: skip
 
 CHANNEL: list[Json] = [{"channelKey": []}]
@@ -71,13 +94,13 @@ def _problems(*codes: str) -> Json:
     return found
 
 
-def _path(name: str, description: str) -> Json:
+def _path(name: str, description: str, values: list[str] | None = None) -> Json:
     return {
         "name": name,
         "in": "path",
         "required": True,
         "description": description,
-        "schema": {"type": "string"},
+        "schema": {"type": "string"} if values is None else {"type": "string", "enum": values},
     }
 
 
@@ -105,6 +128,7 @@ def _operation(
         "responses": {
             ok: {"description": summary, **({"content": _content(name)} if name else {})},
             **problems,
+            **_problems("internal"),
         },
         "security": security,
     }
@@ -140,7 +164,9 @@ def _batch() -> Json:
         "same order: `request_key`, `http_status`, then what a single order would have been answered."
     )
     operation["requestBody"] = {"required": True, "content": _content("BatchLine", "application/x-ndjson")}
-    operation["responses"]["200"]["content"] = {"application/x-ndjson": {"schema": {"type": "string"}}}
+    operation["responses"]["200"]["content"] = {
+        "application/x-ndjson": {"schema": {"oneOf": [_ref("BatchAccepted"), _ref("BatchRefused")]}}
+    }
     return operation
 
 
@@ -155,6 +181,7 @@ def _admin(summary: str, result: str, body: str | None = None) -> Json:
 def document() -> Json:
     """The whole document; its paths are exactly those that are served, which a test compares."""
     _, schemas = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
+    schemas["Document"] = {"title": "Document", "type": "object"}
     base = "/v1/admin/campaigns/{campaign}"
     not_ready = {"503": {"description": "orders are not taken now", "content": _content("Ready")}}
     return {
@@ -172,7 +199,7 @@ def document() -> Json:
             "/v1/campaigns/{campaign}": {
                 "get": _operation(
                     "Campaign as channels see it", "200", "CampaignView", CHANNEL,
-                    _problems("unauthorized", "unknown_campaign", "not_open", "invalid", *ASKING), [CAMPAIGN],
+                    _problems("unauthorized", "unknown_campaign", "not_open", *ASKING), [CAMPAIGN],
                 )
             },
             "/v1/orders/{order_id}": {
@@ -192,10 +219,11 @@ def document() -> Json:
             base + "/audit": {"get": _admin("Audit a campaign", "AuditReport")},
             "/livez": {"get": _operation("Process is alive", "200", "Live", [], {}, [])},
             "/readyz": {"get": _operation("Orders are taken", "200", "Ready", [], not_ready, [])},
-            "/openapi.json": {"get": _operation("This document", "200", None, [], {}, [])},
+            "/openapi.json": {"get": _operation("This document", "200", "Document", [], {}, [])},
             "/problems/{code}": {
                 "get": _operation(
-                    "What a code means", "200", None, [], _problems("not_found"), [_path("code", "of a problem")]
+                    "What a code means", "200", "ProblemKind", [], _problems("not_found"),
+                    [_path("code", "of a problem", sorted(CODES))],
                 )
             },
         },

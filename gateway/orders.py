@@ -9,7 +9,7 @@ from core.settings import Settings
 from gateway.access import Access
 from gateway.body import Gone, TooLarge, decode, read_body
 from gateway.problems import fault, problem, refusal_of
-from gateway.replies import order_body, send_accepted, send_problem, send_refusal
+from gateway.replies import order_body, send_accepted, send_problem, send_refusal, unread
 from gateway.take import Taker
 from lua.reserve import ReserveCode
 
@@ -49,12 +49,13 @@ class OrderEndpoint:
         try:
             channel = self._access.channel(authorization)
             if channel is None:
-                return await send_problem(send, problem("unauthorized"), self._retry_after)
+                return await send_problem(send, problem("unauthorized"), self._retry_after, unread(scope))
             if not valid_key(key):
                 wrong = "key_invalid" if key else "key_missing"
-                return await send_problem(send, problem(wrong), self._retry_after)
+                return await send_problem(send, problem(wrong), self._retry_after, unread(scope))
             if length > self._body_bytes:
-                raise TooLarge(f"the body has more than {self._body_bytes} bytes")
+                too_large = fault(TooLarge(f"the body has more than {self._body_bytes} bytes"))
+                return await send_problem(send, too_large, self._retry_after, unread(scope))
             body = await read_body(receive, self._body_bytes)
             sale = self._taker.catalogue.sales.get(campaign) or await self._taker.catalogue.get(campaign)
             outcome = await self._taker.take(sale, channel, key.decode(), decode(decode_order, body))

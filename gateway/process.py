@@ -5,8 +5,9 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 import uvicorn
@@ -36,6 +37,9 @@ logger = logging.getLogger("rushgate.gateway")
 
 LEDGER_CONNECTIONS = 4  # status look-ups and admin calls; intake needs none
 BACKLOG = 4_096
+LINGER_S = 0.5  # how long a stopping gateway still answers on open connections
+FLUSH_S = 1.0  # of the grace period, kept for the queue after the last connection has gone
+GC_THRESHOLD = 50_000  # new objects between two collections of the youngest
 
 
 class Server(uvicorn.Server):
@@ -45,8 +49,31 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._views = views
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ask the server to stop, until the process ends.
+
+        uvicorn's own raises the signal again when serving is over: the process would die of it with requests queued.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """No new connections; then every answer says that it is its connection's last; then the rest are closed.
+
+        uvicorn's own closes idle connections at once, and with them requests that were on the wire already.
+        """
         self._views.stopping = True
+        for server in self.servers:
+            server.close()
+        # In place: the requests under way hold this very list.
+        self.server_state.default_headers.append((b"connection", b"close"))
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + LINGER_S
+        while self.server_state.connections and loop.time() < until_s:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.02)
         await super().shutdown(sockets)
 
 
@@ -122,14 +149,17 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,
             date_header=False,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=int(settings.grace_s),
+            timeout_graceful_shutdown=max(1, int(settings.grace_s - LINGER_S - FLUSH_S)),
             backlog=BACKLOG,
         )
-        # What is alive now stays alive: the collector need not walk through it again.
+        # What is alive now stays alive, and requests leave no cycles behind them: the collector may come rarely.
+        # It was a tenth of the gateway's CPU (py-spy, 128 connections).
         gc.collect()
         gc.freeze()
+        gc.set_threshold(GC_THRESHOLD, 20, 100)
         logger.info("gateway serves", extra={"port": sock.getsockname()[1], "pid": os.getpid()})
         await Server(config, views).serve(sockets=[sock])
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 import msgspec
-from starlette.types import Send
+from starlette.types import Scope, Send
 
 from core.ids import text_of
 from gateway.problems import Problem
@@ -12,6 +12,9 @@ from gateway.problems import Problem
 JSON = (b"content-type", b"application/json")
 PROBLEM = (b"content-type", b"application/problem+json")
 REPLAYED = (b"idempotent-replayed", b"true")
+CLOSE = (b"connection", b"close")
+
+Headers = list[tuple[bytes, bytes]]
 
 
 @lru_cache(maxsize=1_024)
@@ -47,15 +50,22 @@ async def send_refusal(send: Send, status: int, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_problem(send: Send, found: Problem, retry_after: bytes) -> None:
-    """A problem; a 503 says when to come again, a 401 how to be let in."""
+def unread(scope: Scope) -> Headers:
+    """What an answer must say that is sent before the body was asked for.
+
+    A client that waits for `100 Continue` now sends its body or does not: the next request cannot be told from it. Any
+    other body is on its way; uvicorn drops it as it comes, and the connection stays of use.
+    """
+    return [CLOSE] if any(name == b"expect" for name, _ in scope["headers"]) else []
+
+
+async def send_problem(send: Send, found: Problem, retry_after: bytes, more: Headers | None = None) -> None:
+    """A problem; a 503 says when to come again, a 401 how to be let in. `more`: further headers."""
     body = msgspec.json.encode(found)
-    headers = [PROBLEM, (b"content-length", b"%d" % len(body))]
+    headers = [PROBLEM, (b"content-length", b"%d" % len(body)), *(more or [])]
     if found.status == 503:
         headers.append((b"retry-after", retry_after))
     elif found.status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="rushgate"'))
-    elif found.status == 413:
-        headers.append((b"connection", b"close"))  # the rest of the body is not read
     await send({"type": "http.response.start", "status": found.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -13,7 +13,7 @@ from core.errors import Fault, StoreNotAsPromised, StoreUnavailable
 from core.ids import parse
 from core.model import Limits
 from gateway.access import Access
-from gateway.admin import checked_name, json_response, problem_response
+from gateway.admin import json_response, problem_response
 from gateway.catalogue import Catalogue
 from gateway.lookup import Lookup
 from gateway.problems import CODES, fault, problem
@@ -98,13 +98,14 @@ class Views:
         if self._channel(request) is None:
             return self._problem("unauthorized")
         try:
-            sale = await self._catalogue.get(checked_name(request.path_params["campaign"]))
+            sale = await self._catalogue.get(request.path_params["campaign"])
             [reading] = await self._scripts.audit(sale.keys[:1])
+            if reading.meta and int(reading.meta["version"]) != sale.version:
+                sale = await self._catalogue.reload(sale.campaign)  # another process has changed it
         except Fault as exc:
             return problem_response(fault(exc), self._retry_after_s)
         if not reading.meta:
             return self._problem("campaign_lost")
-        self._catalogue.note_version(sale, int(reading.meta["version"]))
         spec = sale.spec
         return json_response(
             CampaignView(
@@ -129,16 +130,31 @@ class Views:
         if self.stopping:
             return json_response({"ready": False, "why": "the gateway stops"}, 503)
         try:
-            [found] = await self._store.exchange([("CONFIG", "GET", *sorted(PROMISES[self._durability]))])
-            if isinstance(found, RedisError):
-                raise StoreUnavailable(f"the store answers {found}")
-            texts = [t.decode() for t in found]
-            wrong = broken_promises(dict(zip(texts[::2], texts[1::2], strict=True)), self._durability)
-            if wrong:
-                raise StoreNotAsPromised("; ".join(wrong))
+            try:
+                await self._ask_store()
+            except StoreNotAsPromised:
+                raise
+            except StoreUnavailable:
+                await self._ask_store()  # the connection may have died while nobody used it: once more on a new one
         except StoreUnavailable as exc:
             return json_response({"ready": False, "code": exc.code, "why": exc.detail}, 503)
         return json_response({"ready": True, "durability": self._durability})
+
+    async def _ask_store(self) -> None:
+        """The store is a primary that serves, set as promised. Raises StoreUnavailable, StoreNotAsPromised."""
+        # An open connection was judged when it was made. PING fails while a store loads, CONFIG and ROLE do not.
+        found, role, _ = replies = await self._store.exchange(
+            [("CONFIG", "GET", *sorted(PROMISES[self._durability])), ("ROLE",), ("PING",)]
+        )
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}")
+        if role[0] != b"master":
+            raise StoreUnavailable(f"the store is a {role[0].decode()}, not a primary")
+        texts = [t.decode() for t in found]
+        wrong = broken_promises(dict(zip(texts[::2], texts[1::2], strict=True)), self._durability)
+        if wrong:
+            raise StoreNotAsPromised("; ".join(wrong))
 
     async def openapi(self, request: Request) -> Response:
         """The description of all that is served."""

@@ -1,8 +1,8 @@
-#!lua
+#!lua flags=allow-oom
 -- change: set fields of an installed campaign (state, window, limits), never its stock.
 --
 -- Guarantee  G10 an older version never overwrites a newer one; the same version changes nothing.
---            Every outcome but DONE writes nothing.
+--            Every outcome but DONE writes nothing. A sale can be paused when the store is full.
 -- Cost       O(fields), 2 commands, one round trip.
 -- Caller     lua/scripts.py Scripts.change
 --

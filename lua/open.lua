@@ -3,13 +3,16 @@
 --
 -- Guarantee  G9 stock is set only where no data of the campaign exists: a repeated open changes nothing.
 --            Every outcome but DONE writes nothing.
--- Cost       O(fields), at most 8 commands, one round trip.
+-- Cost       O(fields), at most 4 commands, one round trip.
 -- Caller     lua/scripts.py Scripts.open
 --
 -- KEYS[1] meta      hash  the campaign on this shard
 -- KEYS[2] stock     hash  SKU -> left; a:SKU allocation, h:SKU held, s:SKU sold
--- KEYS[3] requests  hash  must not exist yet
--- KEYS[4] holds     hash  must not exist yet
+-- KEYS[3] used      hash  must not exist yet, as those that follow
+-- KEYS[4] requests  hash
+-- KEYS[5] holds     hash
+-- KEYS[6] deltas    hash
+-- KEYS[7] moves     hash
 --
 -- ARGV[1] epoch  int   >= 1
 -- ARGV[2] n      int   how many field-value pairs of meta follow, 1 to 50
@@ -20,7 +23,8 @@
 --   1 REPEATED  this epoch is here already; epoch as found
 --   2 FENCED    another epoch is here; epoch as found
 --   3 DIRTY     no epoch, but data of the campaign: the store has lost a part; epoch = 0
-local meta, stock, requests, holds = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local meta, stock, used, requests = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local holds, deltas, moves = KEYS[5], KEYS[6], KEYS[7]
 local epoch, n = ARGV[1], tonumber(ARGV[2])
 
 local DONE, REPEATED, FENCED, DIRTY = 0, 1, 2, 3
@@ -28,7 +32,7 @@ local DONE, REPEATED, FENCED, DIRTY = 0, 1, 2, 3
 local found = redis.call('HGET', meta, 'epoch')
 if found == epoch then return { REPEATED, tonumber(found) } end
 if found then return { FENCED, tonumber(found) } end
-if redis.call('EXISTS', meta, stock, requests, holds) > 0 then return { DIRTY, 0 } end
+if redis.call('EXISTS', meta, stock, used, requests, holds, deltas, moves) > 0 then return { DIRTY, 0 } end
 
 local units = {}
 for i = 3 + 2 * n, #ARGV, 2 do

@@ -6,7 +6,7 @@
 --
 -- Guarantee  G7 units left never drop below 0; G8 one move id changes stock at most once.
 --            Every outcome but DONE writes nothing.
--- Cost       O(1), at most 7 commands, one round trip.
+-- Cost       O(1), at most 9 commands, one round trip.
 -- Caller     lua/scripts.py Scripts.restock
 --
 -- KEYS[1] meta    hash  the campaign on this shard; fields epoch, lease_ms, reopen, r:SKU
@@ -38,6 +38,7 @@ if left < 0 then return { UNKNOWN, 0 } end
 if redis.call('HEXISTS', deltas, id) == 1 then return { REPEATED, left } end
 if left + units < 0 then return { TOO_FEW, left } end
 
+redis.call('HLEN', moves)                 -- a key of the wrong type fails here, before anything is written
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 if units < 0 and to ~= '' and now_ms < tonumber(m[3] or 0) then return { TOO_FEW, left } end
@@ -47,8 +48,9 @@ if units < 0 and to ~= '' and now_ms < tonumber(m[3] or 0) then return { TOO_FEW
 redis.call('HSET', deltas, id, sku .. ' ' .. units)
 if units < 0 and to ~= '' then redis.call('HSET', moves, id, to .. ' ' .. sku .. ' ' .. -units) end
 if units > 0 and to == '' and left == 0 then
-  local reopen = string.format('%.0f', now_ms + tonumber(m[2]))
-  redis.call('HSET', meta, 'r:' .. sku, reopen, 'reopen', reopen)
+  local opens_ms = now_ms + tonumber(m[2])
+  local last_ms = math.max(opens_ms, tonumber(m[4] or 0)) -- of all SKUs, also when the clock was set back
+  redis.call('HSET', meta, 'r:' .. sku, string.format('%.0f', opens_ms), 'reopen', string.format('%.0f', last_ms))
 end
 redis.call('HINCRBY', stock, 'a:' .. sku, units)
 return { DONE, redis.call('HINCRBY', stock, sku, units) }

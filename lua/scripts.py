@@ -82,7 +82,7 @@ class Scripts:
         units = [v for item in stock.items() for v in item]
         [(code, _)] = await self._call(
             "open",
-            [(4, keys.meta, keys.stock, keys.requests, keys.holds, epoch, len(meta), *pairs, *units)],
+            [(7, *keys[:7], epoch, len(meta), *pairs, *units)],
         )
         return OpenCode(code)
 

@@ -60,7 +60,12 @@ async def _campaign(desk: Desk, args: argparse.Namespace) -> None:
         name, spec = read_campaign(args.file, args.name)
         _print(await desk.campaigns.put(name, spec))
     elif args.action == "restock":
-        change = msgspec.convert({"id": args.id or uuid.uuid4().hex, "sku": args.sku, "units": args.units}, Restock)
+        values = {"id": args.id or uuid.uuid4().hex, "sku": args.sku, "units": args.units}
+        try:
+            change = msgspec.convert(values, Restock)
+        except msgspec.ValidationError as exc:
+            field, why = explain(exc)
+            raise Invalid(f"{field}: {why}", field) from exc
         done = await desk.campaigns.restock(args.campaign, change)
         print(f"{done.units:+d} units of {done.sku} (id {done.id}{', repeated' if done.repeated else ''})")
     else:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from core.errors import CampaignUnknown, ConfigInvalid
+from core.errors import CampaignUnknown, ConfigInvalid, Fault
 from core.ledger.queries import query
 from core.model import CampaignSpec
 from core.settings import Settings
+from loadtest.campaign import RushError
 from loadtest.display import RushDisplay, print_report
 from loadtest.options import RushOptions
 from loadtest.report import RushReport
@@ -22,20 +23,29 @@ from ops.stack import Stack, running
 from ops.up import first_of, stop_signal
 
 SAMPLE = Path(__file__).resolve().parent.parent / "deploy" / "sample" / "campaign.toml"
+MAX_BUYERS = 1_000_000
 DRAIN_S = 120.0  # longest wait for the ledger after the rush
 CONNECTIONS = 256
+
+
+class RushFailed(Fault):
+    """The rush of the demonstration could not be sent."""
+
+    code = "rush_failed"
 
 
 async def demo(settings: Settings, args: argparse.Namespace) -> int:
     """Exit status 0 if the audit was ok and, without --once, a signal ended it."""
     name, spec = read_campaign(args.campaign_file, None)
+    if not 1 <= args.buyers <= MAX_BUYERS:
+        raise ConfigInvalid(f"--buyers: {args.buyers} is not between 1 and {MAX_BUYERS:,}")
     console = Console()
     with stop_signal() as stopping:
         result: list[int] = []
         stop = asyncio.create_task(stopping.wait())
         serving = asyncio.create_task(_demo(settings, name, spec, args, console, result))
         await first_of(stop, serving)
-        if stop.done():
+        if stopping.is_set():
             console.print("stopped.")
     return result[0] if result else 130
 
@@ -60,7 +70,10 @@ async def _demo(
             connections=CONNECTIONS,
         )
         with RushDisplay(console, f"Rush on {name}") as display:
-            report = await rush(options, display.update)
+            try:
+                report = await rush(options, display.update)
+            except RushError as exc:
+                raise RushFailed(str(exc)) from exc
         lag, drain_s = await _drain(desk, name, spec, stack.settings.shards)
         rows = [("ledger lag at the end of the spike", f"{lag:,} orders"), ("time to drain it", f"{drain_s:.2f} s")]
         print_report(report, console, rows)
@@ -113,7 +126,8 @@ def _what_next(stack: Stack, name: str, spec: CampaignSpec, report: RushReport, 
         "# put 10 more units on sale",
         f"curl -s {url}/v1/admin/campaigns/{name}/restock -H 'Authorization: Bearer {stack.settings.admin_token}' "
         f'-d \'{{"id":"more-1","sku":"{sku}","units":10}}\'',
-        "# buy one of them (the same key again gives the same order)",
+        "# buy one of them, a moment later as the SKU was empty (the same key again gives the same order)",
+        "sleep 1",
         f"curl -s {url}/v1/campaigns/{name}/orders {channel} -H 'Idempotency-Key: my-first-order' "
         f'-d \'{{"buyer_id":"me","items":[{{"sku":"{sku}","quantity":1}}]}}\'',
     ]

@@ -63,5 +63,5 @@ async def connect_ledger(settings: Settings) -> asyncpg.Connection:
     """One connection to the ledger. Raises ConfigInvalid if it cannot be had."""
     try:
         return await asyncpg.connect(settings.ledger_dsn, timeout=settings.ledger_timeout_s)
-    except (OSError, TimeoutError, asyncpg.PostgresError) as exc:
+    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
         raise ConfigInvalid(f"RUSHGATE_LEDGER_DSN: the ledger cannot be reached: {exc}") from exc

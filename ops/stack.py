@@ -21,6 +21,7 @@ from ops.desk import STACK_FILE, connect_ledger
 from ops.embedded import DataDirLock
 from ops.embedded_ledger import EmbeddedLedger
 from ops.embedded_store import EmbeddedStore, write_private
+from ops.keeper import kept
 from ops.processes import Supervisor
 
 SECRETS_FILE = "secrets.json"  # in the data directory, 0600
@@ -60,7 +61,10 @@ async def running(settings: Settings) -> AsyncIterator[Stack]:
     """
     data = Path(settings.data_dir).resolve()  # noqa: ASYNC240 - once, at the start
     async with contextlib.AsyncExitStack() as undo:
-        undo.enter_context(DataDirLock(data))
+        try:
+            undo.enter_context(DataDirLock(data))
+        except OSError as exc:
+            raise ConfigInvalid(f"RUSHGATE_DATA_DIR (or --data-dir): {data} cannot be used: {exc.strerror}") from exc
         # First what fails fastest: a taken port is told before services are started.
         sock = undo.enter_context(contextlib.closing(listen(settings.host, settings.port, reuse_port=False)))
         settings = await _with_services(_with_secrets(settings, data), data, undo)
@@ -108,18 +112,22 @@ def _with_secrets(settings: Settings, data: Path) -> Settings:
 async def _with_services(settings: Settings, data: Path, undo: contextlib.AsyncExitStack) -> Settings:
     """Store and ledger run; those that no setting names are embedded ones."""
     starts = []
+    services: list[EmbeddedStore | EmbeddedLedger] = []
     if not settings.store_url:
         if settings.durability == "fsync":
             store = EmbeddedStore(data, port=settings.embedded_store_port)
         else:
             store = EmbeddedStore(data, port=settings.embedded_store_port, appendonly=False)
+        services.append(store)
         undo.push_async_callback(store.stop)
         starts.append(store.start())
     if not settings.ledger_dsn:
         ledger = EmbeddedLedger(data)
+        services.append(ledger)
         undo.push_async_callback(ledger.stop)
         starts.append(ledger.start())
     urls = iter(await asyncio.gather(*starts))
+    await undo.enter_async_context(kept(services))
     return settings.with_values(
         store_url=settings.store_url or next(urls), ledger_dsn=settings.ledger_dsn or next(urls)
     )

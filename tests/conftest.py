@@ -6,6 +6,7 @@ RUSHGATE_TEST_LEDGER_DSN the tests run on those instead (`make test-debian`).
 
 import asyncio
 import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +38,7 @@ class Services(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+def services() -> Iterator[Services]:
     """Running services; a database template with the newest schema stands ready."""
     given = os.environ.get("RUSHGATE_TEST_STORE_URL"), os.environ.get("RUSHGATE_TEST_LEDGER_DSN")
     if given[0] and given[1]:
@@ -45,7 +46,9 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         asyncio.run(_make_template(found.ledger_dsn))
         yield found
         return
-    data: Path = tmp_path_factory.mktemp("services")
+    # Not in pytest's own folder: every pytest of root that starts shuts that to others, the ledger's user among them.
+    folder = tempfile.TemporaryDirectory(prefix="rushgate-test-")
+    data = Path(folder.name)
     store, ledger = EmbeddedStore(data), EmbeddedLedger(data)
     try:
         found = Services(asyncio.run(store.start()), asyncio.run(ledger.start()))
@@ -54,6 +57,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     finally:
         asyncio.run(store.stop())
         asyncio.run(ledger.stop())
+        folder.cleanup()
 
 
 def database_dsn(dsn: str, database: str) -> str:

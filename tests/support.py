@@ -4,11 +4,12 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from redis.exceptions import RedisError
 
 from core.ids import IdSource, campaign_tag
 from core.model import CampaignSpec
@@ -16,7 +17,7 @@ from core.wire import Held, encode, fingerprint
 from lua.connection import StoreConnection
 from lua.keys import SaleKeys, home_shards, sale_keys
 from lua.reserve import Answers, Ask, pack, read
-from lua.scripts import OpenCode, Scripts
+from lua.scripts import OpenCode, Reading, Scripts
 from lua.source import LuaSource
 
 SHARDS = 64
@@ -108,3 +109,38 @@ async def eventually(condition: Callable[[], Awaitable[Any]], timeout_s: float =
             return value
         assert loop.time() < until_s, f"still {value!r} after {timeout_s} s"
         await asyncio.sleep(every_s)
+
+
+async def tell(store: StoreConnection, *command: bytes | str | int) -> Any:
+    """The reply to one command; an error reply is raised."""
+    [reply] = await store.exchange([command])
+    if isinstance(reply, RedisError):
+        raise reply
+    return reply
+
+
+async def contents(store: StoreConnection) -> dict[bytes, Any]:
+    """All that the store holds, by key: equal before and after = nothing was written."""
+    found: dict[bytes, Any] = {}
+    for key in sorted(await tell(store, "KEYS", "*")):
+        kind = await tell(store, "TYPE", key)
+        if kind == b"hash":
+            flat = await tell(store, "HGETALL", key)
+            found[key] = dict(zip(flat[::2], flat[1::2], strict=True))
+        elif kind == b"stream":
+            found[key] = await tell(store, "XRANGE", key, "-", "+")
+        else:
+            found[key] = kind, await tell(store, "GET", key)
+    return found
+
+
+async def raw_reserve(store: StoreConnection, sale: StoreSale, batches: Sequence[Sequence[Ask]]) -> list[Any]:
+    """The bare replies to batches sent in one exchange, back to back: they carry the store's clock."""
+    calls = [pack(sale.keys, sale.campaign, sale.epoch, asks) for asks in batches]
+    return await store.run(LuaSource.read("reserve"), calls)
+
+
+async def reading(store: StoreConnection, sale: StoreSale) -> Reading:
+    """A campaign on its shard, now."""
+    [found] = await Scripts(store).audit([sale.keys])
+    return found

@@ -57,7 +57,7 @@ def read_entry(entry: Entry) -> tuple[list[OrderRow], list[DeadLetter]]:
     try:
         if len(fields) < 2 or len(fields) % 2 or fields[0] != b"h":
             raise EntryInvalid("not an entry of ours: it does not begin with a header")
-        header = read_header(fields[1])
+        header = _checked(read_header(fields[1]))
     except EntryInvalid as exc:
         payload = msgspec.msgpack.encode(fields)
         return [], [DeadLetter(entry.shard, entry.entry_id, -1, None, None, str(exc), payload)]
@@ -72,6 +72,7 @@ def read_entry(entry: Entry) -> tuple[list[OrderRow], list[DeadLetter]]:
         else:
             try:
                 placed = decode_placed(payload)
+                reason = "" if placed.items else "order without items"
             except (msgspec.DecodeError, UnicodeDecodeError) as exc:
                 reason = f"order cannot be read: {exc}"
         if reason:
@@ -80,6 +81,13 @@ def read_entry(entry: Entry) -> tuple[list[OrderRow], list[DeadLetter]]:
         else:
             rows.append(OrderRow(entry.shard, order_id, entry.entry_id, place, header, placed, payload))
     return rows, letters
+
+
+def _checked(header: Header) -> Header:
+    """The header, if `dead_letters` can hold what it says. Raises EntryInvalid."""
+    if "\0" in header.campaign or not 0 < header.epoch < 2**31 or not 0 < header.first_seq < 2**62:
+        raise EntryInvalid(f"header out of range: {header}")
+    return header
 
 
 def columns(rows: list[OrderRow]) -> list[object]:

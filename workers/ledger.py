@@ -175,7 +175,7 @@ class LedgerWorker:
 
     def _adapt(self, entries: list[Entry]) -> None:
         """The next read brings about as many orders as a transaction wants: bounded memory, few small commits."""
-        orders = sum(len(e.fields) // 2 for e in entries)
+        orders = sum(len(e.fields) // 2 - 1 for e in entries if e.fields)  # the header is none
         if orders > 2 * self._drain_orders:
             self._entries_at_once = max(1, self._entries_at_once // 2)
         elif orders < self._drain_orders and len(entries) >= self._entries_at_once:

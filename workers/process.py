@@ -13,7 +13,7 @@ from core.ledger.migrate import require_current
 from core.ledger.pool import Pool, ask, open_pool
 from core.settings import Settings
 from lua.connection import StoreConnection
-from workers.ledger import LedgerWorker
+from workers.ledger import BLOCK_MS, LedgerWorker
 from workers.writer import LedgerWriter
 
 logger = logging.getLogger("rushgate.worker")
@@ -43,7 +43,9 @@ async def serve_ledger(settings: Settings) -> None:
         raise ConfigInvalid("RUSHGATE_STORE_URL and RUSHGATE_LEDGER_DSN must be set (`rushgate up` brings its own)")
     # The random part keeps a restarted process with the same pid from answering for its predecessor's entries.
     name = f"ledger-{os.getpid()}-{secrets.token_hex(4)}"
-    connection = StoreConnection(settings.store_url, settings.durability, settings.store_timeout_s, name)
+    # A read waits for entries up to BLOCK_MS before the store answers; the time limit is for what comes on top.
+    timeout_s = settings.store_timeout_s + BLOCK_MS / 1000
+    connection = StoreConnection(settings.store_url, settings.durability, timeout_s, name)
     ledger = await open_pool(settings.ledger_dsn, f"rushgate-{name}", settings.ledger_timeout_s, size=1)
     stopping = asyncio.Event()
     worker = LedgerWorker(

@@ -1,23 +1,26 @@
 """The audit: judges a campaign's balance over store, intake and ledger while the sale goes on.
 
 The order of the readings is what makes it right without stopping anything. Per shard: first the store, in one instant
-(orders accepted so far: `seq`, and the balance), then what is on its way in the intake, then the ledger. An entry
-leaves the intake only after its commit, so every order up to `seq` is by then in the ledger or was seen on its way.
+(orders accepted so far: `seq`, and the balance), then what is on its way in the intake, then the ledger, in one
+snapshot. An entry leaves the intake only after its commit, so every order up to `seq` is by then in the ledger or was
+seen on its way; and one that was seen on its way is counted once, whether the snapshot has it or not.
 """
 
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
 
+import asyncpg
+import msgspec
 from asyncpg.pgproto.pgproto import UUID
 from redis.exceptions import RedisError
 
 from core.desk.campaigns import Campaign, CampaignDesk
 from core.errors import CampaignLost, StoreUnavailable
+from core.ids import text_of
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
-from core.model import AuditReport, AuditSku
+from core.model import AuditReport, AuditSku, Limits
 from core.wire import EntryInvalid, decode_placed, read_header, read_hold
 from lua.connection import SharedConnection
 from lua.keys import SaleKeys, home_shards, sale_keys
@@ -44,6 +47,28 @@ class Tally:
     findings: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Balance:
+    """Readings of all shards of a campaign, and what lies between them."""
+
+    readings: list[Reading]
+    moving: Counter[str]  # units that left one shard and have not arrived at another
+    still: bool  # no unit moved from one shard to another meanwhile, so the sums over all shards are of one instant
+
+
+@dataclass
+class Books:
+    """What the ledger has of one shard, in one snapshot."""
+
+    persisted: int
+    dead: int
+    later: int
+    known: set[bytes]
+    units: Counter[str]
+    over_limit: list[asyncpg.Record]
+    duplicated: int
+
+
 class Auditor:
     """One per process; the store connection and the pool are the caller's."""
 
@@ -65,28 +90,44 @@ class Auditor:
             return _report([], nothing, Tally())
         home = home_shards(campaign, known.spec.spread, self._shards)
         moves = await self._moves(known, home)
-        readings = await self._still_reading([sale_keys(s, campaign) for s in home], known)
+        balance = await self._balance(home, known)
         tallies = []
-        for shard, reading in zip(home, readings, strict=True):
+        for shard, reading in zip(home, balance.readings, strict=True):
             tally = await self._shard(known, shard, reading)
             self._weigh(shard, reading, tally)
             tallies.append(tally)
         total = Tally()
-        still = moves == await self._moves(known, home)
-        skus = self._skus(known, readings, tallies, moves if still else None, total)
+        judged = balance.still and moves == await self._moves(known, home)
+        skus = self._skus(known, balance, tallies, moves if judged else None, total)
         return _report(tallies, skus, total)
 
-    async def _still_reading(self, sales: list[SaleKeys], known: Campaign) -> list[Reading]:
-        """Readings of all shards between which no unit moved from one to another, where that can be had."""
+    async def _balance(self, home: list[int], known: Campaign) -> Balance:
+        """Readings between which no unit moved from shard to shard, where that can be had."""
+        sales = [sale_keys(s, known.campaign) for s in home]
         readings = await self._read(sales, known)
+        if len(sales) == 1:
+            return Balance(readings, Counter(), True)
+        moving: Counter[str] = Counter()
         for _ in range(20):
-            if len(sales) == 1:
-                break
+            moving = await self._moving(dict(zip(home, sales, strict=True)), readings)
             again = await self._read(sales, known)
             if [(r.allocation, r.moves) for r in readings] == [(r.allocation, r.moves) for r in again]:
-                break
+                return Balance(again, moving, True)
             readings = again
-        return readings
+        return Balance(readings, moving, False)
+
+    async def _moving(self, sales: dict[int, SaleKeys], readings: list[Reading]) -> Counter[str]:
+        """Units noted at their source that are not at their target yet. A note outlives the arrival by a moment."""
+        noted = [(move_id, *move) for r in readings for move_id, move in r.moves.items()]
+        if not noted:
+            return Counter()
+        arrived = await self._store.exchange([("HEXISTS", sales[to].deltas, i) for i, to, _, _ in noted])
+        moving: Counter[str] = Counter()
+        for reply, (_, _, sku, units) in zip(arrived, noted, strict=True):
+            if isinstance(reply, RedisError):
+                raise StoreUnavailable(f"the store answers {reply}")
+            moving[sku] += 0 if reply else units
+        return moving
 
     async def _read(self, sales: list[SaleKeys], known: Campaign) -> list[Reading]:
         readings = await self._scripts.audit(sales)
@@ -100,43 +141,47 @@ class Auditor:
         """The orders of one shard: accepted, on their way, in the ledger."""
         tally = Tally(accepted=reading.seq)
         on_the_way = await self._in_flight(known, shard, reading.seq, tally)
-        where = (shard, known.campaign, known.epoch)
-        row = await ask(lambda: self._ledger.fetchrow(query("audit_orders"), *where, reading.seq))
-        assert row is not None  # noqa: S101 - a SELECT of counts has one row
-        tally.persisted, tally.dead = row["persisted"], row["dead"]
-        there: set[bytes] = set()
-        ids = list(on_the_way)
-        for n in range(0, len(ids), 10_000):
-            some = [UUID(i) for i in ids[n : n + 10_000]]
-            rows = await ask(partial(self._ledger.fetch, query("audit_known"), shard, some))
-            there.update(r["order_id"].bytes for r in rows)
+        books = await ask(lambda: self._books(known, shard, reading.seq, list(on_the_way)))
+        tally.persisted, tally.dead, tally.duplicated = books.persisted, books.dead, books.duplicated
+        tally.units_in_ledger = books.units
         for order_id, units in on_the_way.items():
-            if order_id not in there:
+            if order_id not in books.known:
                 tally.in_flight += 1
                 tally.units_in_flight.update(units)
         tally.lost = max(0, tally.accepted - tally.persisted - tally.dead - tally.in_flight)
         more = tally.persisted + tally.dead + tally.in_flight - tally.accepted
         [now] = await self._scripts.audit([sale_keys(shard, known.campaign)])
-        tally.phantom = max(0, more) + max(0, row["later"] - (now.seq - reading.seq))
-        for r in await ask(lambda: self._ledger.fetch(query("audit_units"), *where, reading.seq)):
-            tally.units_in_ledger[r["sku"]] += r["units"]
-        limits = known.spec.limits
-        over = await ask(
-            lambda: self._ledger.fetch(
-                query("audit_limits"), shard, known.campaign,
-                limits.buyer, limits.buyer_sku, limits.ip, limits.device,
-            )
-        )  # fmt: skip
-        tally.over_limit = len(over)
+        tally.phantom = max(0, more) + max(0, books.later - (now.seq - reading.seq))
+        tally.over_limit = len(books.over_limit)
         tally.findings += [
-            f"shard {shard}: {r['kind']} {r['who']} has {r['units']} units, over the limit" for r in over
+            f"shard {shard}: {r['kind']} {r['who']} has {r['units']} units, over the limit" for r in books.over_limit
         ]
-        tally.duplicated = int(
-            await ask(lambda: self._ledger.fetchval(query("audit_duplicates"), shard, known.campaign)) or 0
-        )
         if not tally.in_flight and now.seq == reading.seq:
             await self._read_holds(sale_keys(shard, known.campaign), reading, tally)
         return tally
+
+    async def _books(self, known: Campaign, shard: int, seq: int, on_the_way: list[bytes]) -> Books:
+        """Everything of one snapshot; orders `on_the_way` may be written while we read."""
+        where, first = (shard, known.campaign, known.epoch, seq), home_shards(known.campaign, 1, self._shards)[0]
+        async with (
+            self._ledger.acquire() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            row = await connection.fetchrow(query("audit_orders"), *where)
+            campaign = await connection.fetchrow(query("get_campaign"), first, known.campaign)
+            assert row is not None  # noqa: S101 - a SELECT of counts has one row
+            assert campaign is not None  # noqa: S101 - nobody deletes campaigns
+            # Of the same snapshot: a limit is loosened in the ledger first, then orders are accepted under it.
+            limits = msgspec.json.decode(campaign["loosest"], type=Limits)
+            bounds = (limits.buyer, limits.buyer_sku, limits.ip, limits.device)
+            there: set[bytes] = set()
+            for n in range(0, len(on_the_way), 10_000):
+                ids = [UUID(i) for i in on_the_way[n : n + 10_000]]
+                there.update(r["order_id"].bytes for r in await connection.fetch(query("audit_known"), shard, ids))
+            units = {r["sku"]: r["units"] for r in await connection.fetch(query("audit_units"), *where)}
+            over = await connection.fetch(query("audit_limits"), shard, known.campaign, *bounds)
+            duplicated = await connection.fetchval(query("audit_duplicates"), shard, known.campaign)
+        return Books(row["persisted"], row["dead"], row["later"], there, Counter(units), over, duplicated)
 
     async def _in_flight(self, known: Campaign, shard: int, seq: int, tally: Tally) -> dict[bytes, Counter[str]]:
         """Orders of this campaign up to `seq` that stand in the intake: order id -> units by SKU."""
@@ -156,11 +201,17 @@ class Auditor:
                 if (header.campaign, header.epoch) != (known.campaign, known.epoch):
                     continue
                 for n, (order_id, order) in enumerate(zip(fields[2::2], fields[3::2], strict=True)):
-                    if header.first_seq + n <= seq:
-                        items = decode_placed(order).items
-                        found[order_id] = Counter()
-                        for sku, quantity, _ in items:
+                    if header.first_seq + n > seq:
+                        continue
+                    if len(order_id) != 16:
+                        tally.findings.append(f"shard {shard}: entry {entry_id.decode()}: order id {order_id!r}")
+                        continue
+                    found[order_id] = Counter()
+                    try:
+                        for sku, quantity, _ in decode_placed(order).items:
                             found[order_id][sku] += quantity
+                    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+                        tally.findings.append(f"shard {shard}: order {text_of(order_id)} cannot be read: {exc}")
             if len(page) < PAGE:
                 return found
             start = b"(" + page[-1][0]
@@ -181,8 +232,11 @@ class Auditor:
             for order_id, hold in zip(pairs[::2], pairs[1::2], strict=True):
                 if order_id not in seen:  # a scan may show a field twice
                     seen.add(order_id)
-                    for sku, quantity, _ in read_hold(hold)[0].items:
-                        held[sku] += quantity
+                    try:
+                        for sku, quantity, _ in read_hold(hold)[0].items:
+                            held[sku] += quantity
+                    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+                        tally.findings.append(f"{keys.holds.decode()}: {order_id!r} cannot be read: {exc}")
             if cursor == b"0":
                 break
         [after] = await self._scripts.audit([keys])
@@ -217,7 +271,7 @@ class Auditor:
     def _skus(
         self,
         known: Campaign,
-        readings: list[Reading],
+        balance: Balance,
         tallies: list[Tally],
         moves: list[tuple[str, str, int]] | None,
         total: Tally,
@@ -230,10 +284,9 @@ class Auditor:
                 allocated[sku] += units
             elif state == "pending":
                 pending.add(sku)
-        skus = []
+        skus, readings = [], balance.readings
         for spec in known.spec.skus:
-            sku = spec.sku
-            moving = sum(units for r in readings for _, moved, units in r.moves.values() if moved == sku)
+            sku, moving = spec.sku, balance.moving[spec.sku]
             one = AuditSku(
                 sku=sku,
                 allocation=sum(r.allocation[sku] for r in readings) + moving,
@@ -242,7 +295,7 @@ class Auditor:
                 sold=sum(r.sold[sku] for r in readings),
                 in_flight=sum(t.units_in_flight[sku] for t in tallies),
             )
-            if moves is not None and not moving and sku not in pending and one.allocation != allocated[sku]:
+            if moves is not None and sku not in pending and one.allocation != allocated[sku]:
                 total.findings.append(
                     f"{sku}: allocation {one.allocation} in the store, {allocated[sku]} in the ledger"
                 )

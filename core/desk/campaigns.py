@@ -3,14 +3,17 @@
 Every step can be repeated: a call that broke off in the middle is finished by the same call again.
 """
 
+from typing import NamedTuple
+
 import asyncpg
 import msgspec
 from msgspec import Struct
+from redis.exceptions import RedisError
 
-from core.errors import CampaignLost, CampaignUnknown, Invalid, Refused
+from core.errors import CampaignLost, CampaignUnknown, Invalid, Refused, StoreUnavailable
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
-from core.model import CampaignSpec, Restock
+from core.model import CampaignSpec, Limits, Restock
 from lua.connection import SharedConnection
 from lua.keys import SaleKeys, home_shards, portion, sale_keys
 from lua.scripts import ChangeCode, OpenCode, RestockCode, Scripts
@@ -24,6 +27,7 @@ class Campaign(Struct, frozen=True):
     version: int
     epoch: int
     spec: CampaignSpec
+    loosest: Limits  # that it had since it was opened; None = there was a time without this limit
 
 
 class Restocked(Struct, frozen=True):
@@ -33,6 +37,15 @@ class Restocked(Struct, frozen=True):
     sku: str
     units: int
     repeated: bool
+
+
+class Move(NamedTuple):
+    """A change of stock on one shard, under an id that makes it happen once; negative units are withdrawn."""
+
+    shard: int
+    move_id: str
+    sku: str
+    units: int
 
 
 class CampaignDesk:
@@ -50,7 +63,8 @@ class CampaignDesk:
         if row is None:
             raise CampaignUnknown(f"no campaign is called {campaign}")
         spec = msgspec.json.decode(row["spec"], type=CampaignSpec)
-        return Campaign(campaign, row["state"], row["version"], row["epoch"], spec)
+        loosest = msgspec.json.decode(row["loosest"], type=Limits)
+        return Campaign(campaign, row["state"], row["version"], row["epoch"], spec, loosest)
 
     async def put(self, campaign: str, spec: CampaignSpec) -> Campaign:
         """Defined as a draft, or changed: of a campaign that was opened only window, limits and pay_within_s change.
@@ -61,7 +75,8 @@ class CampaignDesk:
             raise Invalid(f"at most {self._shards}, the number of shards of this deployment", "spread")
         text = msgspec.json.encode(spec).decode()
         first = self._first(campaign)
-        row = await ask(lambda: self._ledger.fetchrow(query("put_campaign"), first, campaign, text))
+        limits = msgspec.json.encode(spec.limits).decode()
+        row = await ask(lambda: self._ledger.fetchrow(query("put_campaign"), first, campaign, text, limits))
         if row is not None:
             return await self.show(campaign)
         known = await self.show(campaign)
@@ -104,18 +119,25 @@ class CampaignDesk:
             known = await self._turn(known, "closed", known.spec)
         else:
             await self._tell_store(known)
+        await self._finish_moves(known)
         # No order is accepted any more, so this is all; units that come back later stay where they are counted.
         readings = await self._scripts.audit(self._keys(known))
-        for shard, reading in zip(self._home(known), readings, strict=True):
-            for sku, left in reading.left.items():
-                if left:
-                    await self._move(known, [(shard, f"close.{reading.now_ms}.{sku}", sku, -left)], "close")
+        plan = [
+            Move(shard, f"close.{reading.now_ms}.{sku}", sku, -left)
+            for shard, reading in zip(self._home(known), readings, strict=True)
+            for sku, left in reading.left.items()
+            if left
+        ]
+        if plan:
+            await self._journal(known, plan, "close")
+            await self._make(known, plan)
         return known
 
     async def restock(self, campaign: str, change: Restock) -> Restocked:
         """Units are added to the shards in equal parts, or withdrawn from where they are left; once per id.
 
-        Raises: Refused if the campaign is not open or paused, or if fewer units are left than to be withdrawn.
+        Raises: Refused if the campaign is not open or paused, if fewer units are left than to be withdrawn, or if
+        the id was used for another change.
         """
         known = await self.show(campaign)
         if change.sku not in {s.sku for s in known.spec.skus}:
@@ -126,21 +148,23 @@ class CampaignDesk:
             raise Invalid("must not be 0", "units")
         move_id = f"restock.{change.id}"
         journal = [m for m in await self._moves(known) if m["move_id"] == move_id]
-        if journal:
-            if any(m["sku"] != change.sku for m in journal):
-                raise Refused(f"restock {change.id} was of sku {journal[0]['sku']}")
-            plan = [(m["shard"], move_id, m["sku"], m["units"]) for m in journal if m["state"] != "refused"]
-            if not plan:
-                raise Refused(f"restock {change.id} was refused: send a new id to try again")
-        else:
-            plan = await self._plan(known, move_id, change)
-        done = await self._move(known, plan, "restock")
-        if change.units < 0 and done == 0:
-            raise Refused(f"fewer than {-change.units} units of {change.sku} are left")
         repeated = bool(journal) and all(m["state"] != "pending" for m in journal)
+        if not journal:
+            await self._journal(known, await self._plan(known, move_id, change), "restock")
+            # The same call may have been made twice at once: the plan that is in the journal counts.
+            journal = [m for m in await self._moves(known) if m["move_id"] == move_id]
+        sku, units = journal[0]["sku"], sum(m["units"] for m in journal)
+        if (sku, units) != (change.sku, change.units):
+            raise Refused(f"restock {change.id} was of {units} units of {sku}: send a new id for another change")
+        done = await self._make(known, [_as_move(m) for m in journal if m["state"] != "refused"])
+        if done == 0:
+            if repeated:
+                raise Refused(f"restock {change.id} was refused: send a new id to try again")
+            raise Refused(f"fewer than {-change.units} units of {change.sku} are left")
         return Restocked(change.id, change.sku, done, repeated)
 
-    async def _plan(self, known: Campaign, move_id: str, change: Restock) -> list[tuple[int, str, str, int]]:
+    async def _plan(self, known: Campaign, move_id: str, change: Restock) -> list[Move]:
+        """A part for every shard, even of 0 units: two plans with one id are journalled whole, or not at all."""
         home = self._home(known)
         if change.units > 0:
             parts = [portion(change.units, slot, len(home)) for slot in range(len(home))]
@@ -153,22 +177,44 @@ class CampaignDesk:
             for count in left:
                 parts.append(-min(count, wanted))
                 wanted += parts[-1]
-        return [(s, move_id, change.sku, p) for s, p in zip(home, parts, strict=True) if p]
+        return [Move(s, move_id, change.sku, p) for s, p in zip(home, parts, strict=True)]
 
-    async def _move(self, known: Campaign, plan: list[tuple[int, str, str, int]], kind: str) -> int:
-        """Journalled, then made, then marked as made. Returns the units really moved."""
+    async def _journal(self, known: Campaign, plan: list[Move], kind: str) -> None:
+        """The changes are in the ledger as pending, if they were not there before."""
         shards, ids, skus, units = (list(column) for column in zip(*plan, strict=True))
         await ask(lambda: self._ledger.execute(query("put_move"), shards, known.campaign, ids, skus, kind, units))
+
+    async def _make(self, known: Campaign, plan: list[Move]) -> int:
+        """Journalled changes are made, then marked as made. Returns the units really moved."""
         total = 0
         for shard, move_id, sku, count in plan:
-            keys = sale_keys(shard, known.campaign)
-            code, _ = await self._scripts.restock(keys, known.epoch, move_id, sku, count)
-            if code in (RestockCode.FENCED, RestockCode.UNKNOWN):
-                raise CampaignLost(f"the store does not hold campaign {known.campaign} as it should")
-            made = code is not RestockCode.TOO_FEW
+            made = count == 0 or await self._change_stock(known, shard, move_id, sku, count, None)
             total += count if made else 0
             await self._end_move(shard, known.campaign, move_id, "applied" if made else "refused")
         return total
+
+    async def _change_stock(
+        self, known: Campaign, shard: int, move_id: str, sku: str, units: int, to: int | None
+    ) -> bool:
+        """False if there are too few units. Raises CampaignLost."""
+        keys = sale_keys(shard, known.campaign)
+        code, _ = await self._scripts.restock(keys, known.epoch, move_id, sku, units, to)
+        if code in (RestockCode.FENCED, RestockCode.UNKNOWN):
+            raise CampaignLost(f"the store does not hold campaign {known.campaign} as it should")
+        return code is not RestockCode.TOO_FEW
+
+    async def _finish_moves(self, known: Campaign) -> None:
+        """What others began and did not end is ended: changes in the journal, transfers between the shards."""
+        begun = [m for m in await self._moves(known) if m["state"] == "pending" and m["kind"] != "open"]
+        await self._make(known, [_as_move(m) for m in begun])
+        readings = await self._scripts.audit(self._keys(known))
+        for shard, reading in zip(self._home(known), readings, strict=True):
+            for move_id, (to, sku, units) in reading.moves.items():
+                await self._change_stock(known, to, move_id, sku, units, shard)
+                notes = sale_keys(shard, known.campaign).moves
+                [reply] = await self._scripts.connection.exchange([("HDEL", notes, move_id)])
+                if isinstance(reply, RedisError):
+                    raise StoreUnavailable(f"the store answers {reply}")
 
     async def _end_move(self, shard: int, campaign: str, move_id: str, state: str) -> None:
         await ask(lambda: self._ledger.execute(query("end_move"), shard, campaign, move_id, state))
@@ -181,12 +227,11 @@ class CampaignDesk:
         """The stock is journalled and on the shards, the campaign there is paused until all have it."""
         home, spec = self._home(known), known.spec
         plan = [
-            (shard, f"open.{s.sku}", s.sku, portion(s.stock, slot, len(home)))
+            Move(shard, f"open.{s.sku}", s.sku, portion(s.stock, slot, len(home)))
             for slot, shard in enumerate(home)
             for s in spec.skus
         ]
-        shards, ids, skus, units = (list(column) for column in zip(*plan, strict=True))
-        await ask(lambda: self._ledger.execute(query("put_move"), shards, known.campaign, ids, skus, "open", units))
+        await self._journal(known, plan, "open")
         for slot, keys in enumerate(self._keys(known)):
             stock = {s.sku: portion(s.stock, slot, len(home)) for s in spec.skus}
             meta = {**_meta(spec, "paused"), "version": known.version, "lease_ms": self._lease_ms}
@@ -201,17 +246,18 @@ class CampaignDesk:
         """Ledger and store have the new state and definition."""
         if (state, spec) != (known.state, known.spec):
             known = await self._record(known, state, spec)
-        await self._tell_store(known)
+        if known.state != "opening":  # the store may not have it yet, and `open` goes on to tell
+            await self._tell_store(known)
         return known
 
     async def _record(self, known: Campaign, state: str, spec: CampaignSpec) -> Campaign:
         first, text = self._first(known.campaign), msgspec.json.encode(spec).decode()
-        version = await ask(
-            lambda: self._ledger.fetchval(query("change_campaign"), first, known.campaign, known.version, state, text)
-        )
+        loosest = looser(known.loosest, spec.limits)
+        values = (first, known.campaign, known.version, state, text, msgspec.json.encode(loosest).decode())
+        version = await ask(lambda: self._ledger.fetchval(query("change_campaign"), *values))
         if version is None:
             raise Refused(f"campaign {known.campaign} was changed by somebody else just now: look, and try again")
-        return Campaign(known.campaign, state, version, known.epoch, spec)
+        return Campaign(known.campaign, state, version, known.epoch, spec, loosest)
 
     async def _tell_store(self, known: Campaign) -> None:
         for keys in self._keys(known):
@@ -227,6 +273,19 @@ class CampaignDesk:
 
     def _keys(self, known: Campaign) -> list[SaleKeys]:
         return [sale_keys(shard, known.campaign) for shard in self._home(known)]
+
+
+def looser(one: Limits, other: Limits) -> Limits:
+    """Each limit as the looser of the two has it."""
+    found = {}
+    for name in Limits.__struct_fields__:
+        pair = getattr(one, name), getattr(other, name)
+        found[name] = None if None in pair else max(pair)
+    return Limits(**found)
+
+
+def _as_move(row: asyncpg.Record) -> Move:
+    return Move(row["shard"], row["move_id"], row["sku"], row["units"])
 
 
 def _meta(spec: CampaignSpec, state: str) -> dict[str, str | int]:

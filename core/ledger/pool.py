@@ -55,6 +55,7 @@ async def ask(call: Callable[[], Awaitable[T]], attempts: int = 5) -> T:
 
     Raises:
         LedgerUnavailable: the ledger is away; the statement may or may not have been carried out.
+        asyncpg.PostgresError: the statement or its parameters are at fault; nothing was carried out.
     """
     for attempt in range(attempts):
         try:

@@ -7,6 +7,7 @@ CREATE TABLE campaigns (
     version    integer     NOT NULL,
     state      text        NOT NULL,
     spec       jsonb       NOT NULL, -- core.model.CampaignSpec, its SKUs as first defined
+    loosest    jsonb       NOT NULL, -- the loosest limits it had since it was opened: what an order may have used
     changed_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT campaigns_pkey PRIMARY KEY (shard, campaign),
     CONSTRAINT campaigns_state CHECK (state IN ('draft', 'opening', 'open', 'paused', 'closed'))

@@ -1,0 +1,119 @@
+"""The statements: each documented and used, the hot ones on the index that they are meant for."""
+
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from core.ledger.pool import Pool
+from core.ledger.queries import query
+from tests.ledger.support import row
+from workers.entries import columns
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(f.name[:-4] for f in resources.files("core.ledger.sql").iterdir() if f.name.endswith(".sql"))
+PRODUCT = [p for folder in ("core", "gateway", "lua", "ops", "workers") for p in (ROOT / folder).rglob("*.py")]
+USED = {name for p in PRODUCT for name in re.findall(r'query\("(\w+)"\)', p.read_text("utf-8"))}
+
+
+@pytest.fixture
+async def filled(ledger: Pool) -> Pool:
+    """20,000 orders of four campaigns on eight shards, and their items, with statistics."""
+    await ledger.execute("""
+        INSERT INTO orders
+        SELECT n % 8, ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'sale' || n % 4, 1, n,
+            'app', 'key' || n, 'buyer' || n % 5000, '', '', 'accepted', 1, 100, 'CNY', now(), now(), NULL
+        FROM generate_series(1, 20000) n""")
+    await ledger.execute("INSERT INTO order_items SELECT shard, order_id, 0, 'red', 1, 100 FROM orders")
+    await ledger.execute("INSERT INTO dead_letters SELECT shard, n::text, 0, 'sale1', 1, n, NULL, '', '' "
+                         "FROM generate_series(1, 8) n, generate_series(0, 7) shard")  # fmt: skip
+    await ledger.execute("ANALYZE")
+    return ledger
+
+
+async def plan(ledger: Pool, name: str, *params: object) -> list[dict[str, Any]]:
+    """The nodes of the generic plan, as a worker's prepared statement has it from its sixth execution on."""
+    async with ledger.acquire() as connection:
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        text = await connection.fetchval("EXPLAIN (FORMAT JSON) " + query(name), *params)
+        await connection.execute("RESET plan_cache_mode")
+    found: list[dict[str, Any]] = []
+
+    def walk(node: dict[str, Any]) -> None:
+        found.append(node)
+        for child in node.get("Plans", []):
+            walk(child)
+
+    walk(json.loads(text)[0]["Plan"])
+    return found
+
+
+def indexes(nodes: list[dict[str, Any]]) -> set[str]:
+    return {n["Index Name"] for n in nodes if "Index Name" in n}
+
+
+def whole_scans(nodes: list[dict[str, Any]]) -> list[str]:
+    return [n["Relation Name"] for n in nodes if n["Node Type"] == "Seq Scan"]
+
+
+async def test_find_orders_uses_the_primary_keys(filled: Pool) -> None:
+    ids = [r[0] for r in await filled.fetch("SELECT order_id FROM orders WHERE shard = 3 LIMIT 5")]
+    nodes = await plan(filled, "find_orders", [3] * 5, ids)
+    assert indexes(nodes) == {"orders_pkey", "order_items_pkey"}
+    assert whole_scans(nodes) == []
+
+
+async def test_audit_orders_uses_the_sequence_key(filled: Pool) -> None:
+    nodes = await plan(filled, "audit_orders", 3, "sale3", 1, 10_000)
+    assert "orders_seq_key" in indexes(nodes)
+    assert "orders" not in whole_scans(nodes)
+
+
+async def test_audit_known_uses_the_primary_key(filled: Pool) -> None:
+    ids = [r[0] for r in await filled.fetch("SELECT order_id FROM orders WHERE shard = 3 LIMIT 100")]
+    nodes = await plan(filled, "audit_known", 3, ids)
+    assert "orders_pkey" in indexes(nodes)
+    assert "orders" not in whole_scans(nodes)
+
+
+async def test_insert_orders_decides_by_the_primary_keys(filled: Pool) -> None:
+    nodes = await plan(filled, "insert_orders", *columns([row(1), row(2)]))
+    arbiters = {n["Relation Name"]: n["Conflict Arbiter Indexes"] for n in nodes if "Conflict Arbiter Indexes" in n}
+    assert arbiters == {"orders": ["orders_pkey"], "order_items": ["order_items_pkey"]}
+    assert whole_scans(nodes) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_statement_has_a_header_and_a_caller(name: str) -> None:
+    header = query(name).split("\n\n")[0].splitlines()
+    comment = [line for line in header if line.startswith("--")]
+    assert comment[0].startswith(f"-- {name}: ")
+    assert any(line.startswith("-- Params ") for line in comment)
+    assert any(line.startswith("-- Returns ") for line in comment)
+    assert name in USED
+
+
+@pytest.mark.parametrize("name", FILES)
+async def test_statement_takes_the_parameters_that_its_header_names(name: str, ledger: Pool) -> None:
+    text = query(name)
+    named = {int(n) for line in text.splitlines() if line.startswith("--") for n in re.findall(r"\$(\d+)", line)}
+    async with ledger.acquire() as connection:
+        taken = (await connection.prepare(text)).get_parameters()
+    assert named == set(range(1, len(taken) + 1))
+
+
+def test_statements_asked_for_all_exist() -> None:
+    assert set(FILES) == USED
+
+
+async def test_plan_without_the_key_is_a_whole_scan(filled: Pool) -> None:
+    """Control: shows that the plan is read and follows the schema."""
+    await filled.execute("ALTER TABLE orders DROP CONSTRAINT orders_pkey")
+    ids = [r[0] for r in await filled.fetch("SELECT order_id FROM orders WHERE shard = 3 LIMIT 5")]
+    assert "orders_pkey" not in indexes(await plan(filled, "find_orders", [3] * 5, ids))
+    with pytest.raises(asyncpg.InvalidColumnReferenceError):
+        await plan(filled, "insert_orders", *columns([row(1)]))

@@ -1,0 +1,73 @@
+"""The OpenAPI document: valid, and about exactly what is served."""
+
+from typing import Any, cast
+
+from openapi_spec_validator import validate
+
+from gateway.access import Access
+from gateway.admin import Admin
+from gateway.app import BATCH, ORDERS, PREFIX
+from gateway.openapi import document
+from gateway.problems import CODES
+from gateway.views import Views
+
+ANY: Any = None  # routes are made without a look at these
+
+
+def operations() -> list[tuple[str, str, dict[str, Any]]]:
+    return [(path, method, op) for path, item in document()["paths"].items() for method, op in item.items()]
+
+
+def test_document_is_valid_openapi() -> None:
+    validate(document())
+
+
+def test_paths_and_methods_are_exactly_those_served() -> None:
+    access = Access({}, "")
+    views = Views(access, ANY, ANY, ANY, "fsync", 1, b"")
+    admin = Admin(access, ANY, ANY, ANY, 1)
+    served = {
+        (route.path, method)
+        for route in views.routes() + admin.routes()
+        for method in cast("set[str]", route.methods) - {"HEAD"}
+    }
+    served |= {(PREFIX + "{campaign}" + end, "POST") for end in (ORDERS, BATCH)}
+    assert {(path, method.upper()) for path, method, _ in operations()} == served
+
+
+def test_every_problem_code_is_documented() -> None:
+    [parameter] = document()["paths"]["/problems/{code}"]["get"]["parameters"]
+    assert set(parameter["schema"]["enum"]) == set(CODES)
+
+
+def test_every_code_of_an_order_is_named_by_its_status() -> None:
+    responses = document()["paths"]["/v1/campaigns/{campaign}/orders"]["post"]["responses"]
+    elsewhere = {"conflict", "unknown_order", "not_found", "method_not_allowed"}
+    for code, (status, _) in CODES.items():
+        if code not in elsewhere:
+            assert f"`{code}`" in responses[str(status)]["description"]
+
+
+def test_every_503_of_a_problem_has_retry_after() -> None:
+    for path, _, operation in operations():
+        unavailable = operation["responses"].get("503")
+        if unavailable and path != "/readyz":
+            assert "Retry-After" in unavailable["headers"], path
+
+
+def test_operation_ids_are_unique() -> None:
+    ids = [operation["operationId"] for _, _, operation in operations()]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_call_beside_health_and_documents_is_behind_a_key() -> None:
+    schemes = {path: operation["security"] for path, _, operation in operations()}
+    open_paths = {path for path, security in schemes.items() if not security}
+    assert open_paths == {"/livez", "/readyz", "/openapi.json", "/problems/{code}"}
+    assert all(s == [{"adminToken": []}] for path, s in schemes.items() if path.startswith("/v1/admin/"))
+
+
+def test_order_body_names_the_bounds_of_its_fields() -> None:
+    schemas = document()["components"]["schemas"]
+    assert schemas["Item"]["properties"]["quantity"] == {"type": "integer", "minimum": 1, "maximum": 1_000}
+    assert schemas["OrderRequest"]["additionalProperties"] is False

@@ -1,0 +1,129 @@
+"""The stream entry and the hold, as gateway, store and ledger worker agree on them."""
+
+import contextlib
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.model import ShipTo
+from core.wire import (
+    EntryInvalid,
+    Header,
+    Held,
+    Placed,
+    decode_held,
+    decode_placed,
+    encode,
+    fingerprint,
+    read_header,
+    read_hold,
+    read_stamp,
+)
+
+items = st.lists(st.tuples(st.text(max_size=64), st.integers(1, 1_000), st.integers(0, 10**12)), max_size=20)
+held = st.builds(
+    Held, st.text(), st.text(), st.text(), items, st.integers(0, 2**63 - 1), st.text(), st.text(), st.text()
+)
+TO = ShipTo("A", "123", "B")
+ship_to = st.sampled_from([TO, ShipTo("山田 太郎", "+81 (3) 0", "東京都\\ '%s' \U0001f600", "100-0001", "JP")])
+ITEMS = [("red", 1, 100)]
+
+
+@given(held)
+def test_held_reads_back(value: Held) -> None:
+    assert decode_held(encode(value)) == value
+
+
+@given(held, st.none() | ship_to)
+def test_placed_reads_back(value: Held, to: ShipTo | None) -> None:
+    placed = Placed(**msgspec.structs.asdict(value), ship_to=to)
+    assert decode_placed(encode(placed)) == placed
+
+
+@given(held)
+def test_placed_reads_the_bytes_of_held(value: Held) -> None:
+    assert decode_placed(encode(value)) == Placed(**msgspec.structs.asdict(value))
+
+
+@given(held, st.integers(0, 2**48 - 1), st.integers(0, 2**48 - 1))
+def test_hold_reads_back_with_its_stamp(value: Held, accepted_ms: int, pay_by_ms: int) -> None:
+    stamped = encode(value) + accepted_ms.to_bytes(6, "big") + pay_by_ms.to_bytes(6, "big")
+    assert read_hold(stamped) == (value, accepted_ms, pay_by_ms)
+    assert read_stamp(stamped) == (accepted_ms, pay_by_ms)
+
+
+def test_wire_text_is_never_msgpack_bin() -> None:
+    """The store's Lua reads no `bin`: types 0xc4 to 0xc6."""
+    raw = encode(Placed("app", "k", "b", ITEMS, 100, "CNY", "10.0.0.1", "d", TO))
+
+    def texts(value: Any) -> None:
+        assert not isinstance(value, bytes)
+        if isinstance(value, list | dict):
+            for part in value if isinstance(value, list) else [*value, *value.values()]:
+                texts(part)
+
+    texts(msgspec.msgpack.decode(raw))
+
+
+def test_header_reads_back() -> None:
+    assert read_header(b"1|summer-2026|3|1700000000000|1700000900000|42") == Header(
+        "summer-2026", 3, 1_700_000_000_000, 1_700_000_900_000, 42
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (b"2|a|1|2|3|4", r"entry version b'2', this worker reads b'1'"),
+        (b"|a|1|2|3|4", "entry version b''"),
+        (b"", "header cannot be read"),
+        (b"1|a|1|2|3", "header cannot be read"),
+        (b"1|a|1|2|3|4|5", "header cannot be read"),
+        (b"1|a|one|2|3|4", "header cannot be read"),
+        (b"1|a|1|2|3|", "header cannot be read"),
+        (b"1|a|1.5|2|3|4", "header cannot be read"),
+        ("1|ü|1|2|3|4".encode(), "header cannot be read"),
+        (b"\xff" * 5_000, "header cannot be read"),
+    ],
+)
+def test_header_that_cannot_be_read_says_why_in_short(raw: bytes, why: str) -> None:
+    with pytest.raises(EntryInvalid, match=why) as caught:
+        read_header(raw)
+    assert len(str(caught.value)) < 1_000
+
+
+@given(st.binary(max_size=80))
+def test_header_of_any_bytes_is_read_or_refused(raw: bytes) -> None:
+    with contextlib.suppress(EntryInvalid):
+        read_header(raw)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("b2", ITEMS, "d", TO),
+        ("b1", [("red", 2, 100)], "d", TO),
+        ("b1", [("blue", 1, 100)], "d", TO),
+        ("b1", ITEMS * 2, "d", TO),
+        ("b1", ITEMS, "", TO),
+        ("b1", ITEMS, "d", None),
+        ("b1", ITEMS, "d", ShipTo("A", "123", "B", "1")),
+        ("b1", ITEMS, "d", ShipTo("A", "123", "B", None, "JP")),
+    ],
+)
+def test_fingerprint_tells_bodies_apart(other: tuple[str, list[tuple[str, int, int]], str, ShipTo | None]) -> None:
+    assert fingerprint(*other) != fingerprint("b1", ITEMS, "d", TO)
+
+
+def test_fingerprint_does_not_depend_on_the_price() -> None:
+    """A price list that was mended between two clicks makes no other body."""
+    first = fingerprint("b1", ITEMS, "d", TO)
+    assert first == fingerprint("b1", [("red", 1, 999)], "d", ShipTo("A", "123", "B"))
+    assert len(first) == 8
+
+
+def test_fingerprint_is_the_same_in_every_process() -> None:
+    assert fingerprint("b1", ITEMS, "", None).hex() == "955fa3bb8fc1fed9"
