@@ -3,6 +3,7 @@
 Quantities are units for sale; money is in minor units of the campaign's currency; times are RFC 3339 with zone.
 """
 
+import re
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -174,7 +175,15 @@ def check_type(spec: CampaignSpec, shards: int) -> None:
         raise ValueError(f"spread must be at most {shards}, the number of shards of this deployment")
 
 
+# msgspec gives a missing or unknown field in its words, and only the struct around it as the path.
+_NAMED = re.compile(r"(?:missing required|unknown) field `([^`]{1,64})`")
+
+
 def explain(exc: msgspec.ValidationError) -> tuple[str, str]:
     """The field a validation error is about (empty for the body itself) and why, from msgspec's message."""
     why, _, path = str(exc).partition(" - at `$")
-    return path.rstrip("`").lstrip("."), why
+    field = path.rstrip("`").lstrip(".")
+    named = _NAMED.search(why)
+    if named:
+        field = f"{field}.{named[1]}".lstrip(".")
+    return field, why

@@ -58,6 +58,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is logged.")] = "info"  # fmt: skip # noqa: E501
 
     def __post_init__(self) -> None:
+        if self.store_url and not self.store_url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("store_url must begin with redis://, rediss:// or unix://")
         if self.admin_token and len(self.admin_token) < 16:
             raise ValueError("admin_token must have 16 characters or more")
         # Told by its place: whoever leaves a name out writes the secret where the name belongs.

@@ -36,16 +36,16 @@ class Search(NamedTuple):
 
 
 class Balancer:
-    """Moves units between the shards of a campaign; one search per campaign, shard and SKU at a time."""
+    """Moves units between the shards of a campaign; one search per campaign, shard, SKU and wish at a time."""
 
     def __init__(self, store: SharedConnection) -> None:
         self._store = store
         self._scripts = Scripts(store)
-        self._searches: dict[tuple[str, int, int, str], asyncio.Task[Search]] = {}
+        self._searches: dict[tuple[str, int, int, str, int], asyncio.Task[Search]] = {}
 
     async def seek(self, sale: Sale, slot: int, sku: str, wanted: int) -> Search:
         """`wanted` units of `sku` are on the shard of `slot`, if all shards have so many. Raises StoreUnavailable."""
-        which = (sale.campaign, sale.epoch, slot, sku)
+        which = (sale.campaign, sale.epoch, slot, sku, wanted)
         task = self._searches.get(which)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._seek(sale, slot, sku, wanted))
@@ -63,6 +63,11 @@ class Balancer:
         if left[slot] >= wanted:
             return Search(Found.HERE)
         if finished:
+            return Search(Found.BUSY)
+        waits_ms = readings[slot].waits_ms(sku)
+        if waits_ms and sum(left) >= wanted:
+            # Units that came here now would wait too: ask again when this shard sells again, a lease at most.
+            await asyncio.sleep(waits_ms / 1000)
             return Search(Found.BUSY)
         if sum(left) < wanted:
             return await self._verdict(sale, sku, readings, sent_s)

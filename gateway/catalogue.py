@@ -60,6 +60,7 @@ class Catalogue:
         self._ledger = ledger
         self._unknown: dict[str, float] = {}
         self._loading: dict[str, asyncio.Task[Sale]] = {}
+        self._refreshing: set[asyncio.Task[None]] = set()
 
     async def get(self, campaign: str) -> Sale:
         """The campaign as last read.
@@ -89,10 +90,12 @@ class Catalogue:
         return await asyncio.shield(task)
 
     def note_version(self, sale: Sale, version: int) -> None:
-        """Reads the campaign again in the background if the store has another version than this one."""
-        if version != sale.version and not sale.stale:
+        """Reads the campaign again in the background if the store has a newer version than this one."""
+        if version > sale.version and not sale.stale:  # a shard that lags behind is no news
             sale.stale = True
-            asyncio.get_running_loop().create_task(self._refresh(sale))
+            task = asyncio.get_running_loop().create_task(self._refresh(sale))
+            self._refreshing.add(task)  # the loop itself keeps no hold of a task
+            task.add_done_callback(self._refreshing.discard)
 
     async def _refresh(self, sale: Sale) -> None:
         try:

@@ -130,12 +130,7 @@ class Views:
         if self.stopping:
             return json_response({"ready": False, "why": "the gateway stops"}, 503)
         try:
-            try:
-                await self._ask_store()
-            except StoreNotAsPromised:
-                raise
-            except StoreUnavailable:
-                await self._ask_store()  # the connection may have died while nobody used it: once more on a new one
+            await self._ask_store()
         except StoreUnavailable as exc:
             return json_response({"ready": False, "code": exc.code, "why": exc.detail}, 503)
         return json_response({"ready": True, "durability": self._durability})

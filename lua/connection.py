@@ -134,7 +134,10 @@ class StoreConnection:
 
 
 class SharedConnection(StoreConnection):
-    """A connection that many tasks may use; their exchanges go one after another."""
+    """A connection that many tasks may use; their exchanges go one after another.
+
+    For questions and idempotent scripts only: what a closed connection leaves open is asked once more on a new one.
+    """
 
     def __init__(self, url: str, durability: Durability, timeout_s: float, name: str) -> None:
         super().__init__(url, durability, timeout_s, name)
@@ -142,7 +145,14 @@ class SharedConnection(StoreConnection):
 
     async def exchange(self, commands: Sequence[Command]) -> list[Reply]:
         async with self._turn:
-            return await super().exchange(commands)
+            try:
+                return await super().exchange(commands)
+            except StoreNotAsPromised:
+                raise
+            except StoreUnavailable as exc:
+                if isinstance(exc.__cause__, TimeoutError):
+                    raise  # it had its time; the caller's is worth more than a second wait
+                return await super().exchange(commands)
 
 
 async def _talk(connection: AbstractConnection, commands: Sequence[Command]) -> list[Reply]:

@@ -137,7 +137,7 @@ names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,31}(\.[a-z0-9]{1,8})?", fullmatch=T
             "channel_keys": st.dictionaries(names, secrets, max_size=4).filter(
                 lambda d: len(set(d.values())) == len(d)
             ),
-            "store_url": st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=60),
+            "store_url": st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=60).map("redis://".__add__),
         }
     )
 )
@@ -152,3 +152,9 @@ def test_settings_with_values_are_checked_too() -> None:
         Settings().with_values(port=-5)
     with pytest.raises(ConfigInvalid, match=r"^RUSHGATE_ADMIN_TOKEN: "):
         Settings().with_values(admin_token="short")
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://store", "0"])
+def test_store_url_of_another_kind_is_refused(url: str) -> None:
+    with pytest.raises(ConfigInvalid, match="RUSHGATE_STORE_URL: store_url must begin with redis://"):
+        Settings.from_env({"RUSHGATE_STORE_URL": url})
