@@ -46,7 +46,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     body_bytes: Annotated[int, Meta(ge=256, le=1_048_576, description="Largest body of one order, bytes; beyond it 413.")] = 16_384  # fmt: skip # noqa: E501
     batch_body_bytes: Annotated[int, Meta(ge=1_024, le=67_108_864, description="Largest body of `orders:batch`, bytes; beyond it 413.")] = 4_194_304  # fmt: skip # noqa: E501
     queue_orders: Annotated[int, Meta(ge=1, le=1_000_000, description="Most requests that wait for the store in one gateway process; beyond it 503 `overloaded`.")] = 20_000  # fmt: skip # noqa: E501
-    store_connections: Annotated[int, Meta(ge=1, le=16, description="Intake connections to the store per gateway process.")] = 2  # fmt: skip # noqa: E501
+    store_connections: Annotated[int, Meta(ge=1, le=16, description="Intake connections to the store per gateway process. More than one makes smaller batches: measured slower.")] = 1  # fmt: skip # noqa: E501
     reserve_batch: Annotated[int, Meta(ge=1, le=512, description="Most orders in one `reserve` call.")] = 256
     store_timeout_s: Annotated[Seconds, Meta(description="Longest wait for the store's answer, seconds.")] = 2.0
     ledger_timeout_s: Annotated[Seconds, Meta(description="Longest wait for an answer of the ledger, seconds.")] = 10.0

@@ -1,7 +1,7 @@
 """Batches of requests on owned connections: what arrived while the last batch was in flight is the next batch.
 
-Each connection has one owner task. Nobody lingers for a batch to fill; no request is dropped silently; a caller that
-goes away drops only its own future, never the order.
+Each connection has one owner task; one connection is the default, as two split the batches. Nobody lingers for a batch
+to fill; no request is dropped silently; a caller that goes away drops only its own future, never the order.
 """
 
 import asyncio

@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import Console
 
 from core.errors import CampaignUnknown, ConfigInvalid, Fault
-from core.ledger.queries import query
 from core.model import CampaignSpec
 from core.settings import Settings
 from loadtest.campaign import RushError
@@ -15,16 +14,15 @@ from loadtest.display import RushDisplay, print_report
 from loadtest.options import RushOptions
 from loadtest.report import RushReport
 from loadtest.rush import rush
-from lua.keys import home_shards, sale_keys
-from lua.scripts import Scripts
+from lua.keys import home_shards
 from ops.campaign_commands import print_audit, read_campaign
 from ops.desk import Desk, open_desk
+from ops.lag import LagWatch
 from ops.stack import Stack, running
 from ops.up import first_of, stop_signal
 
 SAMPLE = Path(__file__).resolve().parent.parent / "deploy" / "sample" / "campaign.toml"
 MAX_BUYERS = 1_000_000
-DRAIN_S = 120.0  # longest wait for the ledger after the rush
 CONNECTIONS = 256
 
 
@@ -69,14 +67,14 @@ async def _demo(
             buyers=args.buyers,
             connections=CONNECTIONS,
         )
-        with RushDisplay(console, f"Rush on {name}") as display:
-            try:
-                report = await rush(options, display.update)
-            except RushError as exc:
-                raise RushFailed(str(exc)) from exc
-        lag, drain_s = await _drain(desk, name, spec, stack.settings.shards)
-        rows = [("ledger lag at the end of the spike", f"{lag:,} orders"), ("time to drain it", f"{drain_s:.2f} s")]
-        print_report(report, console, rows)
+        watch = LagWatch(desk, name, home_shards(name, spec.spread, stack.settings.shards))
+        async with watch.watching():
+            with RushDisplay(console, f"Rush on {name}") as display:
+                try:
+                    report = await rush(options, display.update)
+                except RushError as exc:
+                    raise RushFailed(str(exc)) from exc
+        print_report(report, console, watch.rows())
         audit = await desk.auditor.audit(name)
         console.print()
         print_audit(audit, console)
@@ -95,27 +93,6 @@ async def _free_name(desk: Desk, name: str) -> str:
         except CampaignUnknown:
             return candidate
     raise ConfigInvalid("10,000 demonstrations are in this data directory: `make clean` makes a fresh one")
-
-
-async def _drain(desk: Desk, name: str, spec: CampaignSpec, shards: int) -> tuple[int, float]:
-    """How many accepted orders the ledger did not have yet, and how many seconds it took to have them all."""
-    home = home_shards(name, spec.spread, shards)
-    readings = await Scripts(desk.store).audit([sale_keys(shard, name) for shard in home])
-
-    async def missing() -> int:
-        total = 0
-        for shard, reading in zip(home, readings, strict=True):
-            row = await desk.ledger.fetchrow(query("audit_orders"), shard, name, 1, reading.seq)
-            total += reading.seq - (row["persisted"] + row["dead"] if row else 0)
-        return total
-
-    loop = asyncio.get_running_loop()
-    began_s = loop.time()
-    lag = left = await missing()
-    while left and loop.time() < began_s + DRAIN_S:
-        await asyncio.sleep(0.01)
-        left = await missing()
-    return lag, loop.time() - began_s
 
 
 def _what_next(stack: Stack, name: str, spec: CampaignSpec, report: RushReport, console: Console) -> None:

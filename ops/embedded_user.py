@@ -80,6 +80,6 @@ def open_the_way(*paths: Path) -> list[Path]:
             mode = stat.S_IMODE(parent.stat().st_mode)
             if not mode & stat.S_IXOTH:
                 parent.chmod(mode | stat.S_IXOTH)
-                logger.warning("let the ledger's user pass a directory", extra={"path": str(parent)})
+                logger.info("let the ledger's user pass a directory", extra={"path": str(parent)})
                 changed.append(parent)
     return changed
