@@ -18,7 +18,11 @@ from msgspec import Struct
 from core.model import ShipTo
 
 VERSION = b"1"
-STAMP_BYTES = 12  # accepted_ms and pay_by_ms, 6 bytes each, big-endian: written by reserve.lua behind records and holds
+# reserve.lua writes a stamp behind records and holds: accepted_ms and pay_by_ms, 6 bytes each, big-endian. Behind a
+# hold there is one more byte before it, the limits it was counted for: 1 buyer, 2 buyer and SKU, 4 IP, 8 device. A
+# limit may come or go while the campaign is open; what is given back is what was counted.
+STAMP_BYTES = 12
+TAIL_BYTES = 1 + STAMP_BYTES
 
 
 class Held(Struct, frozen=True, array_like=True):
@@ -89,4 +93,4 @@ def read_stamp(stamped: bytes) -> tuple[int, int]:
 def read_hold(stamped: bytes) -> tuple[Held, int, int]:
     """The hold, accepted_ms and pay_by_ms of a value of the `holds` hash."""
     accepted_ms, pay_by_ms = read_stamp(stamped)
-    return decode_held(stamped[:-STAMP_BYTES]), accepted_ms, pay_by_ms
+    return decode_held(stamped[:-TAIL_BYTES]), accepted_ms, pay_by_ms

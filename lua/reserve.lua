@@ -12,7 +12,7 @@
 -- KEYS[2] stock     hash    SKU -> left; h:SKU -> held
 -- KEYS[3] used      hash    b:BUYER, s:BUYER SKU, i:IP, d:DEVICE -> units taken
 -- KEYS[4] requests  hash    channel, NUL, request key -> record and stamp, 36 bytes
--- KEYS[5] holds     hash    order id -> what is held, and stamp
+-- KEYS[5] holds     hash    order id -> what is held, the limits it was counted for (1 byte), and stamp
 -- KEYS[6] intake    stream  h -> header, order id -> order, ... (core/wire.py)
 --
 -- ARGV[1] campaign  text
@@ -63,6 +63,11 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local pay_by_ms = now_ms + tonumber(m[5])
 local stamp = struct.pack('>I6I6', now_ms, pay_by_ms)
+
+-- 1 buyer, 2 buyer and SKU, 4 IP, 8 device: what release.lua takes off the counters again.
+local counted = (limit_buyer and 1 or 0) + (limit_buyer_sku and 2 or 0) + (limit_ip and 4 or 0)
+  + (limit_device and 8 or 0)
+local tail = string.char(counted) .. stamp
 
 local shut
 if m[2] == 'paused' then shut = PAUSED
@@ -190,7 +195,7 @@ local function decide(r)
   first[fields[r]] = record
   local n = 2 * accepted
   entry[n + 3], entry[n + 4] = id, placed ~= '' and placed or held
-  new_holds[n + 1], new_holds[n + 2] = id, held .. stamp
+  new_holds[n + 1], new_holds[n + 2] = id, held .. tail
   new_requests[n + 1], new_requests[n + 2] = fields[r], record
   accepted = accepted + 1
   return ACCEPTED

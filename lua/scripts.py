@@ -33,6 +33,19 @@ class RestockCode(IntEnum):
     UNKNOWN = 4
 
 
+class ReleaseCode(IntEnum):
+    NOTHING = 0
+    RELEASED = 1
+
+
+class SettleCode(IntEnum):
+    NOTHING = 0
+    SETTLED = 1
+
+
+MAX_ENDED = 100  # orders in one call of release or settle
+
+
 class Reading(NamedTuple):
     """A campaign on a shard at one instant. Empty `meta` = the store does not hold it. Units by SKU."""
 
@@ -105,6 +118,18 @@ class Scripts:
             [(4, keys.meta, keys.stock, keys.deltas, keys.moves, epoch, move_id, sku, units, other)],
         )
         return RestockCode(code), left
+
+    async def release(self, keys: SaleKeys, epoch: int, order_ids: Sequence[bytes]) -> list[ReleaseCode] | None:
+        """The holds of 1 to MAX_ENDED orders are gone, their units and limits back. None = fenced: another epoch."""
+        [(fenced, codes)] = await self._call(
+            "release", [(4, keys.meta, keys.stock, keys.used, keys.holds, epoch, *order_ids)]
+        )
+        return None if fenced else [ReleaseCode(code) for code in codes]
+
+    async def settle(self, keys: SaleKeys, epoch: int, order_ids: Sequence[bytes]) -> list[SettleCode] | None:
+        """The holds of 1 to MAX_ENDED orders are gone, their units sold. None = fenced: another epoch."""
+        [(fenced, codes)] = await self._call("settle", [(3, keys.meta, keys.stock, keys.holds, epoch, *order_ids)])
+        return None if fenced else [SettleCode(code) for code in codes]
 
     async def ack(self, intake: bytes, group: str, entry_ids: Sequence[bytes]) -> int:
         """The entries, 1 to 1,000, are off the stream and off the pending list. Returns how many still were there."""

@@ -14,7 +14,7 @@ from core.errors import CampaignLost, Refused
 from core.ledger.pool import Pool
 from core.model import AuditReport, Limits, Restock
 from core.settings import Settings
-from core.wire import STAMP_BYTES, encode, read_hold
+from core.wire import TAIL_BYTES, encode, read_hold
 from lua.connection import SharedConnection
 from lua.scripts import RestockCode, Scripts
 from tests.ledger.support import Sale, drain, drained, make_worker, order_id, placed, running
@@ -264,7 +264,7 @@ async def test_audit_of_a_wrong_hold_finds_it(
     else:
         held = read_hold(hold)[0]
         other = encode(placed(channel=held.channel, items=[("red", 1, 100), ("blue", 1, 100)]))
-        await store.exchange([("HSET", keys.holds, field, other + hold[-STAMP_BYTES:])])
+        await store.exchange([("HSET", keys.holds, field, other + hold[-TAIL_BYTES:])])
     report = await auditor.audit(finished.campaign)
     assert not report.ok
     assert any("red: holds add up to" in finding for finding in report.findings)

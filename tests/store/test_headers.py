@@ -7,7 +7,7 @@ import pytest
 
 from lua.connection import SharedConnection
 from lua.reserve import ReserveCode
-from lua.scripts import ChangeCode, OpenCode, RestockCode
+from lua.scripts import ChangeCode, OpenCode, ReleaseCode, RestockCode, SettleCode
 from lua.source import LuaSource, script_names
 from tests.support import tell
 
@@ -16,8 +16,10 @@ CODES: dict[str, type[IntEnum]] = {
     "open": OpenCode,
     "change": ChangeCode,
     "restock": RestockCode,
+    "release": ReleaseCode,
+    "settle": SettleCode,
 }
-FLAGS = {"reserve": "", "open": "", "change": "allow-oom", "restock": "allow-oom", "ack": "allow-oom", "audit": "no-writes"}  # fmt: skip # noqa: E501
+FLAGS = {"reserve": "", "open": "", "change": "allow-oom", "restock": "allow-oom", "ack": "allow-oom", "release": "allow-oom", "settle": "allow-oom", "audit": "no-writes"}  # fmt: skip # noqa: E501
 NO_KEY = {"TIME"}  # commands that name no key
 
 every_script = pytest.mark.parametrize("name", script_names())

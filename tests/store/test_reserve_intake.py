@@ -6,7 +6,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from core.model import ShipTo
-from core.wire import Header, Placed, decode_held, decode_placed, encode, read_header, read_hold, read_stamp
+from core.wire import TAIL_BYTES, Header, Placed, decode_held, decode_placed, encode, read_header, read_hold, read_stamp
 from lua.connection import SharedConnection
 from lua.reserve import Ask, ReserveCode
 from tests.support import StoreSale, raw_reserve, reading, tell
@@ -74,7 +74,7 @@ async def test_reserve_keeps_every_byte(store: SharedConnection) -> None:
     assert outcome.order_id == ask.order_id
     [(_, orders)] = await entries(store, sale)
     assert orders == [(ask.order_id, ask.placed)]
-    assert (await tell(store, "HGET", sale.keys.holds, ask.order_id))[:-12] == ask.held
+    assert (await tell(store, "HGET", sale.keys.holds, ask.order_id))[:-TAIL_BYTES] == ask.held
 
 
 async def test_reserve_refusal_alone_adds_no_entry(store: SharedConnection) -> None:

@@ -50,7 +50,7 @@ def test_placed_reads_the_bytes_of_held(value: Held) -> None:
 
 @given(held, st.integers(0, 2**48 - 1), st.integers(0, 2**48 - 1))
 def test_hold_reads_back_with_its_stamp(value: Held, accepted_ms: int, pay_by_ms: int) -> None:
-    stamped = encode(value) + accepted_ms.to_bytes(6, "big") + pay_by_ms.to_bytes(6, "big")
+    stamped = encode(value) + b"\x05" + accepted_ms.to_bytes(6, "big") + pay_by_ms.to_bytes(6, "big")
     assert read_hold(stamped) == (value, accepted_ms, pay_by_ms)
     assert read_stamp(stamped) == (accepted_ms, pay_by_ms)
 

@@ -1,0 +1,50 @@
+#!lua flags=allow-oom
+-- settle: end holds as sold, once per order.
+--
+-- Guarantee  G16 a hold ends once, settled or released: an order without a hold changes nothing.
+-- Cost       O(orders + lines), at most 4 commands and 2 per SKU, one round trip.
+-- Caller     lua/scripts.py Scripts.settle
+--
+-- KEYS[1] meta   hash  field epoch
+-- KEYS[2] stock  hash  h:SKU -> held; s:SKU -> sold
+-- KEYS[3] holds  hash  order id -> what is held (msgpack), limits it was counted for (1 byte), stamp (12 bytes)
+--
+-- ARGV[1] epoch  int    the epoch the caller believes in, >= 1
+-- ARGV[2...]     bytes  order ids, 1 to 100
+--
+-- Returns {fenced, codes}
+--   fenced  1 = no campaign here, or another epoch: nothing else is meant; 0 otherwise
+--   codes   one an order:
+--     0 NOTHING  there was no hold
+--     1 SETTLED  its units are sold
+local meta, stock, holds = KEYS[1], KEYS[2], KEYS[3]
+local epoch = ARGV[1]
+
+local NOTHING, SETTLED = 0, 1
+
+if redis.call('HGET', meta, 'epoch') ~= epoch then return { 1, {} } end
+local found = redis.call('HMGET', holds, unpack(ARGV, 2))
+redis.call('HLEN', stock)               -- a key of the wrong type fails here, before anything is written
+
+local codes, ended, seen, sold = {}, {}, {}, {}
+for i = 1, #found do
+  local id, hold = ARGV[i + 1], found[i]
+  codes[i] = NOTHING
+  if hold and not seen[id] then
+    seen[id] = true
+    codes[i] = SETTLED
+    ended[#ended + 1] = id
+    for _, item in ipairs(cmsgpack.unpack(string.sub(hold, 1, -14))[4]) do
+      sold[item[1]] = (sold[item[1]] or 0) + item[2]
+    end
+  end
+end
+if #ended == 0 then return { 0, codes } end
+
+-- The holds go first: a crash of a later write would leave units held for nobody, never sold twice.
+redis.call('HDEL', holds, unpack(ended))
+for sku, units in pairs(sold) do
+  redis.call('HINCRBY', stock, 'h:' .. sku, -units)
+  redis.call('HINCRBY', stock, 's:' .. sku, units)
+end
+return { 0, codes }
