@@ -94,3 +94,29 @@ class Invalid(Fault):
     def __init__(self, why: str, field: str = "") -> None:
         super().__init__(why)
         self.field = field
+
+
+class OrderUnknown(Fault):
+    """Neither ledger nor store has the order, or it is another channel's."""
+
+    status = 404
+    code = "unknown_order"
+
+
+class Conflicting(Invalid):
+    """The request contradicts what is on record."""
+
+    status = 409
+    code = "contradicts"
+
+
+class NotAllowed(Fault):
+    """The flow has no such move from the order's present state for this actor; `allowed` is what it has."""
+
+    status = 409
+    code = "not_allowed"
+
+    def __init__(self, state: str, action: str, allowed: list[str]) -> None:
+        super().__init__(f"an order that is {state} cannot {action}; allowed now: {', '.join(allowed) or 'nothing'}")
+        self.state = state
+        self.allowed = allowed

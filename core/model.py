@@ -16,6 +16,7 @@ MAX_QUANTITY = 1_000  # of one line
 MAX_SKUS = 500  # of one campaign
 MAX_UNITS = 100_000_000  # of one SKU
 MAX_PRICE = 1_000_000_000_000  # minor units
+MAX_AMOUNT = MAX_LINES * MAX_QUANTITY * MAX_PRICE
 
 # Visible ASCII: what a channel's own ids are made of; nothing that a log, a header or a key could stumble over.
 Visible = r"^[\x21-\x7e]*\Z"
@@ -114,6 +115,17 @@ class Restock(Struct, frozen=True, forbid_unknown_fields=True):
     id: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
     sku: SkuName
     units: Annotated[int, Meta(ge=-MAX_UNITS, le=MAX_UNITS)]
+
+
+class Payment(Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /v1/payments/callback`: what the payment centre reports. Amount in minor units."""
+
+    payment_no: Annotated[str, Meta(min_length=1, max_length=64, pattern=Visible)]
+    order_id: Annotated[str, Meta(min_length=36, max_length=36)]
+    amount: Annotated[int, Meta(ge=0, le=MAX_AMOUNT)]
+    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
+    status: Literal["paid", "failed"]
+    paid_at: When
 
 
 class OrderLine(Struct, frozen=True):

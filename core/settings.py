@@ -36,11 +36,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     shards: Annotated[int, Meta(ge=1, le=MAX_SHARDS, description="Shards of this deployment; fixed for its life.")] = 64  # fmt: skip # noqa: E501
     admin_token: Annotated[str, Meta(description="Secret of the admin calls, 16 characters or more. Empty: they are refused.")] = ""  # fmt: skip # noqa: E501
     channel_keys: Annotated[dict[str, str], Meta(description="Secrets of the channels, 16 characters or more: `app=SECRET,web=SECRET`; `app.2=SECRET` gives `app` a second one.")] = {}  # fmt: skip # noqa: E501
+    payment_secrets: Annotated[tuple[str, ...], Meta(max_length=8, description="Secrets that the payment centre may sign its callbacks with (Standard Webhooks, `whsec_…`), separated by commas; several for rotation. Empty: callbacks are refused.")] = ()  # fmt: skip # noqa: E501
     host: Annotated[str, Meta(min_length=1, description="Address the gateway listens on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="Port the gateway listens on; 0 = a free one.")] = 8080
     public_url: Annotated[str, Meta(description="Start of the links in answers, e.g. `https://orders.example`. Empty: links are paths.")] = ""  # fmt: skip # noqa: E501
     gateway_workers: Annotated[int, Meta(ge=1, le=64, description="Gateway processes of `rushgate up`.")] = 1
     ledger_workers: Annotated[int, Meta(ge=1, le=64, description="Ledger workers of `rushgate up`.")] = 1
+    expiry_workers: Annotated[int, Meta(ge=1, le=64, description="Expiry workers of `rushgate up`.")] = 1
+    relay_workers: Annotated[int, Meta(ge=1, le=64, description="Relay workers of `rushgate up`.")] = 1
     data_dir: Annotated[str, Meta(min_length=1, description="Folder of the embedded services and of `rushgate up`.")] = ".rushgate"  # fmt: skip # noqa: E501
     embedded_store_port: Annotated[int, Meta(ge=0, le=65_535, description="Port of the embedded Valkey; 0 = a free one.")] = 0  # fmt: skip # noqa: E501
     body_bytes: Annotated[int, Meta(ge=256, le=1_048_576, description="Largest body of one order, bytes; beyond it 413.")] = 16_384  # fmt: skip # noqa: E501
@@ -106,7 +109,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """The environment that gives a child process these settings."""
         env = {}
         for name, value in msgspec.structs.asdict(self).items():
-            text = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+            if isinstance(value, dict):
+                text = ",".join(f"{k}={v}" for k, v in value.items())
+            else:
+                text = ",".join(value) if isinstance(value, tuple) else str(value)
             env[PREFIX + name.upper()] = text
         return env
 
@@ -135,6 +141,8 @@ def _parse(variable: str, text: str, hint: Any) -> Any:
             if len(dict(pairs)) < len(pairs):
                 raise ConfigInvalid(f"{variable}: two entries have the same name; a further key is channel.N")
             return dict(pairs)
+        if kind == tuple[str, ...]:
+            return tuple(part.strip() for part in text.split(",") if part.strip())
     except ValueError as exc:
         raise ConfigInvalid(f"{variable}: {text!r} is not a number") from exc
     return text

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 
 from core.desk.campaigns import Campaign, Restocked
-from core.model import AuditReport, BatchLine, CampaignSpec, OrderRequest, OrderView, Restock
+from core.desk.orders import Moved, TraceStep
+from core.model import AuditReport, BatchLine, CampaignSpec, OrderRequest, OrderView, Payment, Restock
 from gateway.problems import CODES, Problem
 from gateway.views import CampaignView
 
@@ -45,6 +46,13 @@ class ProblemKind(msgspec.Struct):
     title: str
 
 
+class Trace(msgspec.Struct):
+    """The story of an order, the oldest step first."""
+
+    order_id: str
+    steps: list[TraceStep]
+
+
 class Live(msgspec.Struct):
     """The process answers."""
 
@@ -63,11 +71,12 @@ class Ready(msgspec.Struct, omit_defaults=True):
 
 BODIES = [
     OrderRequest, BatchLine, CampaignSpec, Restock, OrderAccepted, OrderView, CampaignView, Campaign, Restocked,
-    AuditReport, Problem, Live, Ready, BatchAccepted, BatchRefused, ProblemKind,
+    AuditReport, Moved, Trace, Payment, Problem, Live, Ready, BatchAccepted, BatchRefused, ProblemKind,
 ]  # fmt: skip
 
 CHANNEL: list[Json] = [{"channelKey": []}]
 ADMIN: list[Json] = [{"adminToken": []}]
+SIGNED: list[Json] = [{"webhookSignature": []}]
 
 
 def _ref(name: str) -> Json:
@@ -113,6 +122,13 @@ KEY = {
     "description": "the client's own key of this order: one key, one outcome. 1 to 64 visible ASCII characters",
     "schema": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[!-~]+$"},
 }
+WEBHOOK = [
+    {"name": name, "in": "header", "required": True, "description": words, "schema": {"type": "string"}}
+    for name, words in (
+        ("webhook-id", "unlike any other message's; the same again for a repeated one"),
+        ("webhook-timestamp", "seconds since 1970; at most 300 s old or ahead"),
+    )
+]
 TAKING = ("overloaded", "store_unavailable", "store_not_as_promised", "ledger_unavailable", "campaign_lost")
 ASKING = ("store_unavailable", "store_not_as_promised", "ledger_unavailable", "overloaded", "campaign_lost")
 
@@ -208,6 +224,27 @@ def document() -> Json:
                     _problems("unauthorized", "unknown_order", *ASKING), [ORDER],
                 )
             },
+            "/v1/orders/{order_id}/cancel": {
+                "post": _operation(
+                    "Cancel an order", "200", "OrderView", CHANNEL + ADMIN,
+                    _problems("unauthorized", "unknown_order", "not_allowed", "on_its_way", *ASKING), [ORDER],
+                )
+            },
+            "/v1/orders/{order_id}/trace": {
+                "get": _operation(
+                    "Every step of an order", "200", "Trace", CHANNEL + ADMIN,
+                    _problems("unauthorized", "unknown_order", "on_its_way", *ASKING), [ORDER],
+                )
+            },
+            "/v1/payments/callback": {
+                "post": _operation(
+                    "Payment as the payment centre reports it", "200", "Moved", SIGNED,
+                    _problems(
+                        "signature_invalid", "malformed", "invalid", "too_large", "unknown_order", "contradicts",
+                        "on_its_way", *ASKING,
+                    ), WEBHOOK, "Payment",
+                )
+            },
             base: {
                 "put": _admin("Define or change a campaign", "Campaign", "CampaignSpec"),
                 "get": _admin("Campaign as defined", "Campaign"),
@@ -231,6 +268,12 @@ def document() -> Json:
             "schemas": schemas,
             "securitySchemes": {
                 "channelKey": {"type": "http", "scheme": "bearer", "description": "the key of a channel"},
+                "webhookSignature": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "webhook-signature",
+                    "description": "Standard Webhooks 1.0: over webhook-id, webhook-timestamp and the raw body",
+                },
                 "adminToken": {"type": "http", "scheme": "bearer", "description": "the admin token"},
             },
         },

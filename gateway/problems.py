@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import msgspec
 
-from core.errors import Fault, Invalid
+from core.errors import Fault, Invalid, NotAllowed
 from lua.reserve import Outcome, ReserveCode
 
 # code -> HTTP status, title. `detail` says what is special about this very request.
@@ -14,6 +14,8 @@ CODES: dict[str, tuple[int, str]] = {
     "not_open": (409, "The campaign is not open yet"),
     "closed": (409, "The campaign is closed"),
     "paused": (409, "The campaign is paused"),
+    "not_allowed": (409, "The order's flow has no such move from where the order is"),
+    "contradicts": (409, "The request contradicts what is on record"),
     "conflict": (409, "Not possible in the present state"),
     "key_missing": (400, "The Idempotency-Key header is missing"),
     "key_invalid": (400, "The Idempotency-Key header is not 1 to 64 visible ASCII characters"),
@@ -21,6 +23,7 @@ CODES: dict[str, tuple[int, str]] = {
     "key_reused": (422, "This key was used for another order"),
     "unknown_sku": (422, "The campaign does not sell this SKU"),
     "invalid": (422, "A field of the request is not as it must be"),
+    "signature_invalid": (401, "The signature is missing, too old, or not made with a key of ours"),
     "unauthorized": (401, "The Authorization header is missing or its key is not known"),
     "channel_not_allowed": (403, "The campaign is not for this channel"),
     "unknown_campaign": (404, "No such campaign"),
@@ -29,6 +32,7 @@ CODES: dict[str, tuple[int, str]] = {
     "method_not_allowed": (405, "The resource does not know this method"),
     "too_large": (413, "The body is too large"),
     "internal": (500, "An error of ours"),
+    "on_its_way": (503, "The order is accepted and on its way to the ledger: send the same request again"),
     "overloaded": (503, "More requests wait than can be served: send the same request with the same key again"),
     "store_unavailable": (503, "The store cannot be used now: send the same request with the same key again"),
     "store_not_as_promised": (503, "The store is not set as this deployment promises"),
@@ -57,6 +61,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     field: str = ""  # where in the body, e.g. items[0].quantity
     sku: str = ""  # of sold_out
     limit: str = ""  # of over_limit: buyer, buyer_sku, ip or device
+    allowed: list[str] = []  # of not_allowed: the actions that are
 
 
 def problem(code: str, detail: str = "", field: str = "", sku: str = "", limit: str = "") -> Problem:
@@ -91,4 +96,5 @@ def refusal_of(outcome: Outcome) -> tuple[int, bytes]:
 def fault(exc: Fault) -> Problem:
     """The problem that an error of ours answers with."""
     code = exc.code if exc.code in CODES else "internal"
-    return problem(code, exc.detail, exc.field if isinstance(exc, Invalid) else "")
+    found = problem(code, exc.detail, exc.field if isinstance(exc, Invalid) else "")
+    return msgspec.structs.replace(found, allowed=exc.allowed) if isinstance(exc, NotAllowed) else found

@@ -15,9 +15,11 @@ import uvloop
 
 from core.desk.audit import Auditor
 from core.desk.campaigns import CampaignDesk
+from core.desk.orders import OrderDesk
 from core.errors import ConfigInvalid
 from core.ledger.pool import open_pool
 from core.settings import Settings
+from core.signing import Signer
 from gateway.access import Access
 from gateway.admin import Admin
 from gateway.app import Application, rest
@@ -25,6 +27,7 @@ from gateway.balance import Balancer
 from gateway.batch import BatchEndpoint
 from gateway.catalogue import Catalogue
 from gateway.intake import Intake
+from gateway.lifecycle import Lifecycle
 from gateway.lookup import Lookup
 from gateway.openapi import document
 from gateway.orders import OrderEndpoint
@@ -101,11 +104,13 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
     auditor = Auditor(desk, store, ledger, settings.shards)
     openapi = msgspec.json.encode(document())
     views = Views(access, catalogue, lookup, store, settings.durability, settings.retry_after_s, openapi)
+    signer = Signer(settings.payment_secrets, "RUSHGATE_PAYMENT_SECRETS") if settings.payment_secrets else None
+    lifecycle = Lifecycle(access, OrderDesk(ledger, settings.shards), lookup, signer, settings.retry_after_s)
     admin = Admin(access, desk, auditor, catalogue, settings.retry_after_s)
     application = Application(
         OrderEndpoint(settings, access, taker),
         BatchEndpoint(settings, access, taker),
-        rest(views.routes() + admin.routes(), settings.retry_after_s),
+        rest(lifecycle.routes() + views.routes() + admin.routes(), settings.retry_after_s),
     )
     intake.start()
     try:

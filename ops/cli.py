@@ -38,7 +38,12 @@ def parser() -> argparse.ArgumentParser:
     part = parts.add_parser("gateway", help="one gateway process")
     part.add_argument("--fd", type=int, help="a listening socket that was inherited, instead of host and port")
     part = parts.add_parser("worker", help="one worker process")
-    part.add_argument("kind", choices=["ledger"], help="ledger: drains the intake into the ledger")
+    part.add_argument(
+        "kind",
+        choices=list(workers.process.KINDS),
+        help="ledger: drains the intake into the ledger; expiry: ends orders that were not paid in time; "
+        "relay: carries messages from the outbox to the store",
+    )
     parts.add_parser("migrate", help="bring the ledger's schema to where this program wants it")
     part = parts.add_parser("doctor", help="check settings, store, ledger and disk, and say what is wrong")
     part.add_argument("--json", action="store_true", help="print JSON")
@@ -87,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         if args.part == "gateway":
             gateway.process.run(settings, args.fd)
         else:
-            workers.process.run_ledger(settings)
+            workers.process.run(settings, args.kind)
         return 0
     logs.set_up("warning")
     if args.part == "doctor":

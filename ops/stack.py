@@ -1,6 +1,7 @@
 """The whole stack on one machine: embedded services where none are named, migrations, gateways, workers."""
 
 import asyncio
+import base64
 import contextlib
 import http.client
 import json
@@ -48,6 +49,7 @@ class Stack:
                 "ledger": self.settings.ledger_dsn,
                 "admin_token": self.settings.admin_token,
                 "channel_key": self.channel_key,
+                "payment_secret": next(iter(self.settings.payment_secrets), ""),
             },
             separators=(",", ":"),
         )
@@ -80,8 +82,14 @@ async def running(settings: Settings) -> AsyncIterator[Stack]:
         fd = sock.fileno()
         await supervisor.spawn("gateway", [*command, "gateway", "--fd", str(fd)], env, pass_fds=(fd,))
         await supervisor.scale("gateway", settings.gateway_workers)
-        await supervisor.spawn("ledger", [*command, "worker", "ledger"], env)
-        await supervisor.scale("ledger", settings.ledger_workers)
+        workers = {
+            "ledger": settings.ledger_workers,
+            "expiry": settings.expiry_workers,
+            "relay": settings.relay_workers,
+        }
+        for kind, count in workers.items():
+            await supervisor.spawn(kind, [*command, "worker", kind], env)
+            await supervisor.scale(kind, count)
 
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
         gateway = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
@@ -99,13 +107,19 @@ def _with_secrets(settings: Settings, data: Path) -> Settings:
     if not embedded:
         return settings
     path = data / SECRETS_FILE
-    if not path.exists():
-        fresh = {"admin_token": secrets.token_urlsafe(24), "channel_key": secrets.token_urlsafe(24)}
-        write_private(path, json.dumps(fresh))
-    kept = json.loads(path.read_text("utf-8"))
+    kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    fresh = {
+        "admin_token": secrets.token_urlsafe(24),
+        "channel_key": secrets.token_urlsafe(24),
+        "payment_secret": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
+    }
+    if not fresh.keys() <= kept.keys():
+        kept = fresh | kept
+        write_private(path, json.dumps(kept))
     return settings.with_values(
         admin_token=settings.admin_token or kept["admin_token"],
         channel_keys=settings.channel_keys or {EMBEDDED_CHANNEL: kept["channel_key"]},
+        payment_secrets=settings.payment_secrets or (kept["payment_secret"],),
     )
 
 

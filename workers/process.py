@@ -5,6 +5,8 @@ import logging
 import os
 import secrets
 import signal
+from collections.abc import Callable
+from typing import Protocol
 
 import uvloop
 
@@ -13,7 +15,9 @@ from core.ledger.migrate import require_current
 from core.ledger.pool import Pool, ask, open_pool
 from core.settings import Settings
 from lua.connection import StoreConnection
+from workers.expiry import ExpiryWorker
 from workers.ledger import BLOCK_MS, LedgerWorker
+from workers.relay import RelayWorker
 from workers.writer import LedgerWriter
 
 logger = logging.getLogger("rushgate.worker")
@@ -37,25 +41,49 @@ async def _wait_for_schema(ledger: Pool, stopping: asyncio.Event) -> None:
                 continue
 
 
-async def serve_ledger(settings: Settings) -> None:
-    """A ledger worker until SIGTERM or SIGINT; then the batch in hand is finished."""
+class Worker(Protocol):
+    """What every worker can do."""
+
+    def stop(self) -> None: ...
+    async def run(self) -> None: ...
+
+
+def _ledger_worker(settings: Settings, ledger: Pool, name: str) -> LedgerWorker:
+    # A read waits for entries up to BLOCK_MS before the store answers; the time limit is for what comes on top.
+    connection = _store(settings, name, settings.store_timeout_s + BLOCK_MS / 1000)
+    shards = range(settings.shards)
+    writer = LedgerWriter(ledger)
+    return LedgerWorker(connection, writer, shards, name, settings.drain_orders, settings.claim_idle_ms)
+
+
+def _expiry_worker(settings: Settings, ledger: Pool, name: str) -> ExpiryWorker:
+    return ExpiryWorker(ledger, range(settings.shards))
+
+
+def _relay_worker(settings: Settings, ledger: Pool, name: str) -> RelayWorker:
+    return RelayWorker(ledger, _store(settings, name, settings.store_timeout_s), range(settings.shards))
+
+
+def _store(settings: Settings, name: str, timeout_s: float) -> StoreConnection:
+    return StoreConnection(settings.store_url, settings.durability, timeout_s, name)
+
+
+KINDS: dict[str, Callable[[Settings, Pool, str], Worker]] = {
+    "ledger": _ledger_worker,
+    "expiry": _expiry_worker,
+    "relay": _relay_worker,
+}
+
+
+async def serve(settings: Settings, kind: str) -> None:
+    """A worker of this kind until SIGTERM or SIGINT; then what is in hand is finished."""
     if not settings.store_url or not settings.ledger_dsn:
         raise ConfigInvalid("RUSHGATE_STORE_URL and RUSHGATE_LEDGER_DSN must be set (`rushgate up` brings its own)")
     # The random part keeps a restarted process with the same pid from answering for its predecessor's entries.
-    name = f"ledger-{os.getpid()}-{secrets.token_hex(4)}"
-    # A read waits for entries up to BLOCK_MS before the store answers; the time limit is for what comes on top.
-    timeout_s = settings.store_timeout_s + BLOCK_MS / 1000
-    connection = StoreConnection(settings.store_url, settings.durability, timeout_s, name)
+    name = f"{kind}-{os.getpid()}-{secrets.token_hex(4)}"
     ledger = await open_pool(settings.ledger_dsn, f"rushgate-{name}", settings.ledger_timeout_s, size=1)
     stopping = asyncio.Event()
-    worker = LedgerWorker(
-        connection,
-        LedgerWriter(ledger),
-        range(settings.shards),
-        name,
-        settings.drain_orders,
-        settings.claim_idle_ms,
-    )
+    worker = KINDS[kind](settings, ledger, name)
 
     def stop() -> None:
         stopping.set()
@@ -66,15 +94,14 @@ async def serve_ledger(settings: Settings) -> None:
         loop.add_signal_handler(number, stop)
     try:
         await _wait_for_schema(ledger, stopping)
-        logger.info("ledger worker runs", extra={"worker": name})
+        logger.info("worker runs", extra={"worker": name})
         await worker.run()
     finally:
-        await connection.close()
         ledger.terminate()
-    logger.info("ledger worker stopped", extra={"worker": name, "orders": worker.written, "dead": worker.dead})
+    logger.info("worker stopped", extra={"worker": name})
 
 
-def run_ledger(settings: Settings) -> None:
-    """The process from start to end."""
+def run(settings: Settings, kind: str) -> None:
+    """The process from start to end; `kind` is one of KINDS."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve_ledger(settings))
+        runner.run(serve(settings, kind))

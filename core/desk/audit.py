@@ -9,6 +9,7 @@ seen on its way; and one that was seen on its way is counted once, whether the s
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import asyncpg
 import msgspec
@@ -42,7 +43,8 @@ class Tally:
     phantom: int = 0
     duplicated: int = 0
     over_limit: int = 0
-    units_in_ledger: Counter[str] = field(default_factory=Counter)  # orders in the ledger up to `seq`
+    units_in_ledger: Counter[str] = field(default_factory=Counter)  # orders up to `seq` that surely have their units
+    units_unsure: Counter[str] = field(default_factory=Counter)  # whose units went back while we read, or are about to
     units_in_flight: Counter[str] = field(default_factory=Counter)  # orders up to `seq` that are not there yet
     findings: list[str] = field(default_factory=list)
 
@@ -64,7 +66,8 @@ class Books:
     dead: int
     later: int
     known: set[bytes]
-    units: Counter[str]
+    sure: Counter[str]
+    unsure: Counter[str]
     over_limit: list[asyncpg.Record]
     duplicated: int
 
@@ -90,10 +93,11 @@ class Auditor:
             return _report([], nothing, Tally())
         home = home_shards(campaign, known.spec.spread, self._shards)
         moves = await self._moves(known, home)
+        since = await ask(lambda: self._ledger.fetchval(query("ledger_clock")))
         balance = await self._balance(home, known)
         tallies = []
         for shard, reading in zip(home, balance.readings, strict=True):
-            tally = await self._shard(known, shard, reading)
+            tally = await self._shard(known, shard, reading, since)
             self._weigh(shard, reading, tally)
             tallies.append(tally)
         total = Tally()
@@ -137,13 +141,13 @@ class Auditor:
                 raise CampaignLost(f"{keys.meta.decode()}: epoch {known.epoch} wanted, {found} found")
         return readings
 
-    async def _shard(self, known: Campaign, shard: int, reading: Reading) -> Tally:
+    async def _shard(self, known: Campaign, shard: int, reading: Reading, since: datetime) -> Tally:
         """The orders of one shard: accepted, on their way, in the ledger."""
         tally = Tally(accepted=reading.seq)
         on_the_way = await self._in_flight(known, shard, reading.seq, tally)
-        books = await ask(lambda: self._books(known, shard, reading.seq, list(on_the_way)))
+        books = await ask(lambda: self._books(known, shard, reading.seq, list(on_the_way), since))
         tally.persisted, tally.dead, tally.duplicated = books.persisted, books.dead, books.duplicated
-        tally.units_in_ledger = books.units
+        tally.units_in_ledger, tally.units_unsure = books.sure, books.unsure
         for order_id, units in on_the_way.items():
             if order_id not in books.known:
                 tally.in_flight += 1
@@ -160,7 +164,7 @@ class Auditor:
             await self._read_holds(sale_keys(shard, known.campaign), reading, tally)
         return tally
 
-    async def _books(self, known: Campaign, shard: int, seq: int, on_the_way: list[bytes]) -> Books:
+    async def _books(self, known: Campaign, shard: int, seq: int, on_the_way: list[bytes], since: datetime) -> Books:
         """Everything of one snapshot; orders `on_the_way` may be written while we read."""
         where, first = (shard, known.campaign, known.epoch, seq), home_shards(known.campaign, 1, self._shards)[0]
         async with (
@@ -178,10 +182,11 @@ class Auditor:
             for n in range(0, len(on_the_way), 10_000):
                 ids = [UUID(i) for i in on_the_way[n : n + 10_000]]
                 there.update(r["order_id"].bytes for r in await connection.fetch(query("audit_known"), shard, ids))
-            units = {r["sku"]: r["units"] for r in await connection.fetch(query("audit_units"), *where)}
+            units = await connection.fetch(query("audit_units"), *where, since)
             over = await connection.fetch(query("audit_limits"), shard, known.campaign, *bounds)
             duplicated = await connection.fetchval(query("audit_duplicates"), shard, known.campaign)
-        return Books(row["persisted"], row["dead"], row["later"], there, Counter(units), over, duplicated)
+        sure, unsure = (Counter({r["sku"]: r[kind] for r in units}) for kind in ("sure", "unsure"))
+        return Books(row["persisted"], row["dead"], row["later"], there, sure, unsure, over, duplicated)
 
     async def _in_flight(self, known: Campaign, shard: int, seq: int, tally: Tally) -> dict[bytes, Counter[str]]:
         """Orders of this campaign up to `seq` that stand in the intake: order id -> units by SKU."""
@@ -258,9 +263,8 @@ class Auditor:
                 tally.findings.append(
                     f"shard {shard}: {sku}: {reading.allocation[sku]} allocated, {left} left, {parts} with the taken"
                 )
-            here = tally.units_in_ledger[sku] + tally.units_in_flight[sku]
-            if not tally.dead and not tally.lost and here != reading.held[sku] + reading.sold[sku]:
-                taken = reading.held[sku] + reading.sold[sku]
+            taken, here = reading.held[sku] + reading.sold[sku], tally.units_in_ledger[sku] + tally.units_in_flight[sku]
+            if not tally.dead and not tally.lost and not here <= taken <= here + tally.units_unsure[sku]:
                 tally.findings.append(f"shard {shard}: {sku}: {taken} units taken in the store, {here} ordered")
 
     async def _moves(self, known: Campaign, home: list[int]) -> list[tuple[str, str, int]]:

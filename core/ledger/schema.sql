@@ -64,6 +64,8 @@ CREATE TABLE orders (
     CONSTRAINT orders_amount CHECK (amount >= 0)
 );
 
+CREATE INDEX orders_due ON orders (shard, pay_by) WHERE state = 'accepted';
+
 CREATE TABLE order_items (
     shard    smallint NOT NULL,
     order_id uuid     NOT NULL,
@@ -84,6 +86,7 @@ CREATE TABLE order_events (
     from_state text,                 -- NULL = the order begins
     to_state   text        NOT NULL,
     actor      text        NOT NULL,
+    reason     text        NOT NULL DEFAULT '',
     CONSTRAINT order_events_pkey PRIMARY KEY (shard, order_id, version)
 );
 
@@ -93,8 +96,13 @@ CREATE TABLE outbox (
     version  integer     NOT NULL, -- of the order when the message came to be; with the topic, its stable id
     topic    text        NOT NULL,
     at       timestamptz NOT NULL,
+    due_at   timestamptz NOT NULL DEFAULT now(), -- next try; while a relay has it: the end of its lease
+    attempts integer     NOT NULL DEFAULT 0,
+    error    text,                               -- of the last attempt
     CONSTRAINT outbox_pkey PRIMARY KEY (shard, order_id, version, topic)
 );
+
+CREATE INDEX outbox_due ON outbox (shard, topic, due_at);
 
 CREATE TABLE dead_letters (
     shard    smallint    NOT NULL,
@@ -109,3 +117,31 @@ CREATE TABLE dead_letters (
     at       timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT dead_letters_pkey PRIMARY KEY (shard, entry_id, place)
 );
+
+CREATE TABLE deliveries (
+    shard     smallint    NOT NULL,
+    order_id  uuid        NOT NULL,
+    version   integer     NOT NULL, -- of the order when the message came to be
+    topic     text        NOT NULL,
+    at        timestamptz NOT NULL DEFAULT now(),
+    waited_ms bigint      NOT NULL, -- from its coming to be to the attempt that did it
+    worked_ms bigint      NOT NULL, -- of that attempt
+    attempts  integer     NOT NULL,
+    outcome   text        NOT NULL,
+    CONSTRAINT deliveries_pkey PRIMARY KEY (shard, order_id, version, topic)
+);
+
+CREATE TABLE payments (
+    shard      smallint    NOT NULL,
+    payment_no text        NOT NULL,
+    order_id   uuid        NOT NULL,
+    status     text        NOT NULL,
+    amount     bigint      NOT NULL, -- minor units
+    currency   text        NOT NULL,
+    paid_at    timestamptz NOT NULL, -- the payment centre's clock
+    at         timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT payments_pkey PRIMARY KEY (shard, payment_no),
+    CONSTRAINT payments_status CHECK (status IN ('paid', 'failed'))
+);
+
+CREATE INDEX payments_order ON payments (shard, order_id);

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
-from tests.e2e.support import APP_KEY, Client, Reply, bearer, definition
+from tests.e2e.support import APP_KEY, Client, Reply, Up, bearer, definition, until
+from tests.e2e.test_lifecycle import paid
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ class Judge:
         return reply
 
 
-def test_real_answers_of_every_path_are_as_documented(client: Client, served: dict[str, Any]) -> None:
+def test_real_answers_of_every_path_are_as_documented(stack: Up, client: Client, served: dict[str, Any]) -> None:
     judge = Judge(served)
     name = client.define({"red": 2}, limits={"buyer": 1}, channels=["app"])
     one, admin, orders = "/v1/campaigns/{campaign}", "/v1/admin/campaigns/{campaign}", "/v1/campaigns/{campaign}/orders"
@@ -83,6 +84,15 @@ def test_real_answers_of_every_path_are_as_documented(client: Client, served: di
     judge("post", orders + ":batch", client.batch("no-such", lines), 404)
     judge("get", "/v1/orders/{order_id}", client.get(made.json["status_url"]), 200)
     judge("get", "/v1/orders/{order_id}", client.get("/v1/orders/x"), 404)
+
+    order = made.json["order_id"]
+    cancel, payment = f"/v1/orders/{order}/cancel", "/v1/payments/callback"
+    until(lambda: client.call("GET", f"/v1/orders/{order}/trace", headers=bearer(APP_KEY)).status == 200)
+    judge("get", "/v1/orders/{order_id}/trace", client.get(f"/v1/orders/{order}/trace"), 200)
+    judge("post", "/v1/orders/{order_id}/cancel", client.call("POST", cancel, b"", bearer(APP_KEY)), 200)
+    judge("post", "/v1/orders/{order_id}/cancel", client.call("POST", cancel, b"", bearer(APP_KEY)), 409)
+    judge("post", payment, client.call("POST", payment, b"{}"), 401)
+    judge("post", payment, paid(stack, order), 200)
 
     judge("get", admin + "/audit", client.admin("GET", f"{name}/audit"), 200)
     judge("post", admin + "/close", client.admin("POST", f"{name}/close"), 200)

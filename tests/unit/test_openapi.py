@@ -7,6 +7,7 @@ from openapi_spec_validator import validate
 from gateway.access import Access
 from gateway.admin import Admin
 from gateway.app import BATCH, ORDERS, PREFIX
+from gateway.lifecycle import Lifecycle
 from gateway.openapi import document
 from gateway.problems import CODES
 from gateway.views import Views
@@ -26,9 +27,10 @@ def test_paths_and_methods_are_exactly_those_served() -> None:
     access = Access({}, "")
     views = Views(access, ANY, ANY, ANY, "fsync", 1, b"")
     admin = Admin(access, ANY, ANY, ANY, 1)
+    lifecycle = Lifecycle(access, ANY, ANY, None, 1)
     served = {
         (route.path, method)
-        for route in views.routes() + admin.routes()
+        for route in lifecycle.routes() + views.routes() + admin.routes()
         for method in cast("set[str]", route.methods) - {"HEAD"}
     }
     served |= {(PREFIX + "{campaign}" + end, "POST") for end in (ORDERS, BATCH)}
@@ -43,6 +45,7 @@ def test_every_problem_code_is_documented() -> None:
 def test_every_code_of_an_order_is_named_by_its_status() -> None:
     responses = document()["paths"]["/v1/campaigns/{campaign}/orders"]["post"]["responses"]
     elsewhere = {"conflict", "unknown_order", "not_found", "method_not_allowed"}
+    elsewhere |= {"not_allowed", "contradicts", "signature_invalid", "on_its_way"}  # of what comes after the 202
     for code, (status, _) in CODES.items():
         if code not in elsewhere:
             assert f"`{code}`" in responses[str(status)]["description"]

@@ -1,23 +1,29 @@
--- audit_limits: who has taken more units than a limit allows, on one shard.
+-- audit_limits: who has taken more units than a limit allows, on one shard. Orders whose units go back, or went, do not
+-- count.
 --
 -- Params   $1 shard  $2 campaign  $3 buyer  $4 buyer_sku  $5 ip  $6 device: limits in units, NULL = none
 -- Returns  kind, who, units; 100 rows at most
+WITH taken AS (
+    SELECT o.buyer_id, o.client_ip, o.device_id, i.sku, i.quantity
+    FROM orders o JOIN order_items i ON i.shard = o.shard AND i.order_id = o.order_id
+    WHERE o.shard = $1 AND o.campaign = $2
+      AND NOT EXISTS (SELECT FROM outbox m
+                      WHERE m.shard = o.shard AND m.order_id = o.order_id AND m.topic = 'release')
+      AND NOT EXISTS (SELECT FROM deliveries d
+                      WHERE d.shard = o.shard AND d.order_id = o.order_id AND d.topic = 'release')
+)
 SELECT kind, who, units FROM (
-    SELECT 'buyer' AS kind, o.buyer_id AS who, sum(i.quantity)::bigint AS units, $3::bigint AS most
-    FROM orders o JOIN order_items i USING (shard, order_id)
-    WHERE o.shard = $1 AND o.campaign = $2 AND $3::bigint IS NOT NULL GROUP BY o.buyer_id
+    SELECT 'buyer' AS kind, buyer_id AS who, sum(quantity)::bigint AS units, $3::bigint AS most
+    FROM taken WHERE $3::bigint IS NOT NULL GROUP BY buyer_id
     UNION ALL
-    SELECT 'buyer_sku', o.buyer_id || ' ' || i.sku, sum(i.quantity)::bigint, $4::bigint
-    FROM orders o JOIN order_items i USING (shard, order_id)
-    WHERE o.shard = $1 AND o.campaign = $2 AND $4::bigint IS NOT NULL GROUP BY o.buyer_id, i.sku
+    SELECT 'buyer_sku', buyer_id || ' ' || sku, sum(quantity)::bigint, $4::bigint
+    FROM taken WHERE $4::bigint IS NOT NULL GROUP BY buyer_id, sku
     UNION ALL
-    SELECT 'ip', o.client_ip, sum(i.quantity)::bigint, $5::bigint
-    FROM orders o JOIN order_items i USING (shard, order_id)
-    WHERE o.shard = $1 AND o.campaign = $2 AND o.client_ip <> '' AND $5::bigint IS NOT NULL GROUP BY o.client_ip
+    SELECT 'ip', client_ip, sum(quantity)::bigint, $5::bigint
+    FROM taken WHERE client_ip <> '' AND $5::bigint IS NOT NULL GROUP BY client_ip
     UNION ALL
-    SELECT 'device', o.device_id, sum(i.quantity)::bigint, $6::bigint
-    FROM orders o JOIN order_items i USING (shard, order_id)
-    WHERE o.shard = $1 AND o.campaign = $2 AND o.device_id <> '' AND $6::bigint IS NOT NULL GROUP BY o.device_id
+    SELECT 'device', device_id, sum(quantity)::bigint, $6::bigint
+    FROM taken WHERE device_id <> '' AND $6::bigint IS NOT NULL GROUP BY device_id
 ) AS counted
 WHERE units > most
 ORDER BY kind, who
