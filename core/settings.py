@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -62,9 +62,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.store_url and not self.store_url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("store_url must begin with redis://, rediss:// or unix://")
+            raise ValueError("must begin with redis://, rediss:// or unix://")
         if self.admin_token and len(self.admin_token) < 16:
-            raise ValueError("admin_token must have 16 characters or more")
+            raise ValueError("must have 16 characters or more")
         # Told by its place: whoever leaves a name out writes the secret where the name belongs.
         for n, (channel, secret) in enumerate(self.channel_keys.items(), 1):
             if not CHANNEL.fullmatch(channel):
@@ -77,10 +77,16 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":
         """The settings of this process. Raises ConfigInvalid, naming the setting and what is wrong with it."""
+        return cls(**cls.given(environ))
+
+    @classmethod
+    def given(cls, environ: Mapping[str, str]) -> dict[str, Any]:
+        """The checked values of those settings that the TOML file or the environment names. Raises as `from_env`."""
         values: dict[str, Any] = {}
         config = environ.get(PREFIX + "CONFIG", "")
         if config:
             values |= _from_toml(Path(config))
+        origins = {name: f"{config}: {name}" for name in values}
         hints = get_type_hints(cls)
         for variable, text in environ.items():
             if not variable.startswith(PREFIX) or variable in NO_SETTINGS or variable.startswith(TESTS):
@@ -89,21 +95,26 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             if name not in hints:
                 raise ConfigInvalid(f"{variable}: no such setting; docs/operations.md lists them all")
             values[name] = _parse(variable, text, hints[name])
-        return cls._checked(values)
+            origins[name] = variable
+        return cls._checked(values, origins)
 
     @classmethod
-    def _checked(cls, values: dict[str, Any]) -> "Settings":
+    def _checked(cls, values: dict[str, Any], origins: Mapping[str, str]) -> dict[str, Any]:
+        """The values as the fields have them. `origins`: where each is from, to be told when it is bad."""
+        found = {}
         for name, value in values.items():
             try:
-                msgspec.convert({name: value}, cls)
+                found[name] = getattr(msgspec.convert({name: value}, cls), name)
             except msgspec.ValidationError as exc:
-                why = str(exc).partition(" - at `$")[0]
-                raise ConfigInvalid(f"{PREFIX}{name.upper()}: {why}") from exc
-        return msgspec.convert(values, cls)
+                # A ValueError of __post_init__ is in our words, the rest in msgspec's.
+                own = isinstance(exc.__cause__, ValueError)
+                why = str(exc).partition(" - at `$")[0] if own else wanted(name, value)
+                raise ConfigInvalid(f"{origins.get(name, PREFIX + name.upper())}: {why}") from exc
+        return found
 
     def with_values(self, **values: Any) -> "Settings":
         """A copy with other values, checked like all settings. Raises ConfigInvalid."""
-        return self._checked(msgspec.structs.asdict(self) | values)
+        return msgspec.structs.replace(self, **self._checked(values, {}))
 
     def to_env(self) -> dict[str, str]:
         """The environment that gives a child process these settings."""
@@ -115,6 +126,29 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 text = ",".join(value) if isinstance(value, tuple) else str(value)
             env[PREFIX + name.upper()] = text
         return env
+
+
+def wanted(name: str, value: Any) -> str:
+    """What the setting must be instead of `value`, from the type and the Meta of its field: `must be 0 to 65,535`."""
+    hint = get_type_hints(Settings, include_extras=True)[name]
+    metas: list[Meta] = []
+    while hasattr(hint, "__metadata__"):
+        metas += hint.__metadata__
+        hint = get_args(hint)[0]
+    if get_origin(hint) is Literal:
+        return f"must be one of {', '.join(get_args(hint))}"
+    if hint in (int, float):
+        low = next((f"{m.ge:,} to" for m in metas if m.ge is not None), "")
+        above = next((f"more than {m.gt:,} and at most" for m in metas if m.gt is not None), "")
+        high = next(m.le for m in metas if m.le is not None)
+        number = "" if type(value) in (int, float) else "a number, "
+        return f"must be {number}{low or above} {high:,}"
+    if hint is str:
+        return "must be text, and not empty" if any(m.min_length for m in metas) else "must be text"
+    if hint == dict[str, str]:
+        return "must be names and secrets, all of them text"
+    most = next((m.max_length for m in metas if m.max_length), None)
+    return "must be a list of texts" + (f", {most} at most" if most else "")
 
 
 def _from_toml(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from core.errors import Overloaded, StoreUnavailable
 from gateway.catalogue import Sale
+from gateway.watch import StoreWatch
 from lua.connection import Command, StoreConnection
 from lua.reserve import MAX_LINES, Answers, Ask, Fenced, Lease, Outcome, pack, read
 from lua.source import LuaSource
@@ -38,8 +39,11 @@ OnVersion = Callable[[Sale, int], None]
 class Intake:
     """The queue before the store, and the tasks that carry it there."""
 
-    def __init__(self, connections: Sequence[StoreConnection], bound: int, batch: int) -> None:
+    def __init__(
+        self, connections: Sequence[StoreConnection], bound: int, batch: int, watch: StoreWatch | None = None
+    ) -> None:
         """`bound`: most requests that may wait; `batch`: most requests in one script call."""
+        self._watch = watch or StoreWatch()
         self._connections = connections
         self._bound = bound
         self._batch = batch
@@ -151,18 +155,26 @@ class Intake:
                 # Whether it was executed is unknown. Once more on a new connection: the same keys and ids make it safe.
                 replies = await connection.run(RESERVE, calls)
         except StoreUnavailable as exc:
+            self._watch.lost(exc)
             for group in groups:
                 for waiting in group:
                     _fail(waiting, exc)
             return
+        refused: StoreUnavailable | None = None
         for group, reply in zip(groups, replies, strict=True):
             try:
                 answers = read(reply, [w.ask for w in group])
             except (Fenced, StoreUnavailable) as exc:
+                if isinstance(exc, StoreUnavailable):
+                    refused = exc
                 for waiting in group:
                     _fail(waiting, exc)
             else:
                 self._hand_out(group, answers, sent_s)
+        if refused is None:
+            self._watch.answered(reserved=True)
+        else:
+            self._watch.lost(refused, refused=True)
 
     def _hand_out(self, group: list[Waiting], answers: Answers, sent_s: float) -> None:
         sale, slot = group[0].sale, group[0].slot

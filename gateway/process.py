@@ -16,7 +16,8 @@ import uvloop
 from core.desk.audit import Auditor
 from core.desk.campaigns import CampaignDesk
 from core.desk.orders import OrderDesk
-from core.errors import ConfigInvalid
+from core.errors import ConfigInvalid, LedgerUnavailable
+from core.ledger.deployment import claim_deployment
 from core.ledger.pool import open_pool
 from core.settings import Settings
 from core.signing import Signer
@@ -34,7 +35,8 @@ from gateway.orders import OrderEndpoint
 from gateway.soldout import SoldOut
 from gateway.take import Taker
 from gateway.views import Views
-from lua.connection import SharedConnection, StoreConnection
+from gateway.watch import StoreWatch, WatchedConnection
+from lua.connection import StoreConnection
 
 logger = logging.getLogger("rushgate.gateway")
 
@@ -90,13 +92,16 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
     def connection(kind: type[StoreConnection], what: str) -> StoreConnection:
         return kind(settings.store_url, settings.durability, settings.store_timeout_s, f"{name}-{what}")
 
-    store = SharedConnection(settings.store_url, settings.durability, settings.store_timeout_s, f"{name}-shared")
+    watch = StoreWatch()
+    store = WatchedConnection(
+        settings.store_url, settings.durability, settings.store_timeout_s, f"{name}-shared", watch
+    )
     owned = [connection(StoreConnection, f"intake-{n}") for n in range(settings.store_connections)]
     ledger = await open_pool(settings.ledger_dsn, f"rushgate-{name}", settings.ledger_timeout_s, LEDGER_CONNECTIONS)
 
     access = Access(settings.channel_keys, settings.admin_token)
     catalogue = Catalogue(store, ledger, settings.shards)
-    intake = Intake(owned, settings.queue_orders, settings.reserve_batch)
+    intake = Intake(owned, settings.queue_orders, settings.reserve_batch, watch)
     sold_out = SoldOut(store)
     taker = Taker(catalogue, intake, sold_out, Balancer(store))
     lookup = Lookup(catalogue, store, ledger)
@@ -112,6 +117,10 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
         BatchEndpoint(settings, access, taker),
         rest(lifecycle.routes() + views.routes() + admin.routes(), settings.retry_after_s),
     )
+    try:
+        await claim_deployment(ledger, settings.shards)
+    except LedgerUnavailable as exc:
+        logger.warning("gateway starts without the ledger", extra={"why": exc.detail})
     intake.start()
     try:
         yield application, views
@@ -167,6 +176,7 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
         gc.set_threshold(GC_THRESHOLD, 20, 100)
         logger.info("gateway serves", extra={"port": sock.getsockname()[1], "pid": os.getpid()})
         await Server(config, views).serve(sockets=[sock])
+    logger.info("gateway stopped", extra={"pid": os.getpid()})
 
 
 def run(settings: Settings, fd: int | None = None) -> None:

@@ -88,14 +88,22 @@ class Scripts:
         return replies
 
     async def open(
-        self, keys: SaleKeys, epoch: int, meta: Mapping[str, str | int], stock: Mapping[str, int]
+        self,
+        keys: SaleKeys,
+        epoch: int,
+        meta: Mapping[str, str | int],
+        stock: Mapping[str, int],
+        deployment: str = "",
     ) -> OpenCode:
-        """The campaign is installed with `stock` units by SKU, unless this or another epoch is there."""
+        """The campaign is installed with `stock` units by SKU, unless this or another epoch is there.
+
+        `deployment`: id of the ledger that the campaign is in; another one's campaign of this name is fenced off.
+        """
         pairs = [v for item in meta.items() for v in item]
         units = [v for item in stock.items() for v in item]
         [(code, _)] = await self._call(
             "open",
-            [(7, *keys[:7], epoch, len(meta), *pairs, *units)],
+            [(7, *keys[:7], epoch, deployment, len(meta), *pairs, *units)],
         )
         return OpenCode(code)
 

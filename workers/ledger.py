@@ -6,6 +6,7 @@ worker left is claimed by a living one; a worker that wakes up late writes the s
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 
 from redis.exceptions import RedisError, ResponseError
@@ -58,13 +59,19 @@ class LedgerWorker:
     async def run(self) -> None:
         """Works until `stop`, through every absence of store and ledger. What it has read by then is finished."""
         pause_s = PAUSE_S[0]
+        waits_since_s: float | None = None
         while not self._stopping.is_set():
             try:
                 await self.step()
                 pause_s = PAUSE_S[0]
+                if waits_since_s is not None:
+                    logger.info("drain goes on", extra={"waited_s": round(time.monotonic() - waits_since_s, 1)})
+                    waits_since_s = None
             except (StoreUnavailable, LedgerUnavailable) as exc:
                 # What was read and not acknowledged stays pending under our name: `_own_pending` brings it back.
                 self._groups_exist = False
+                if waits_since_s is None:
+                    waits_since_s = time.monotonic()
                 logger.warning("drain waits", extra={"why": str(exc), "pause_s": pause_s})
                 try:
                     await asyncio.wait_for(self._stopping.wait(), pause_s)

@@ -11,6 +11,7 @@ from typing import Protocol
 import uvloop
 
 from core.errors import ConfigInvalid, LedgerUnavailable
+from core.ledger.deployment import claim_deployment
 from core.ledger.migrate import require_current
 from core.ledger.pool import Pool, ask, open_pool
 from core.settings import Settings
@@ -28,11 +29,14 @@ async def _schema_is_current(ledger: Pool) -> None:
         await require_current(connection)
 
 
-async def _wait_for_schema(ledger: Pool, stopping: asyncio.Event) -> None:
-    """The ledger has this program's schema. Raises SchemaMismatch; waits while the ledger is away."""
+async def _wait_for_ledger(ledger: Pool, shards: int, stopping: asyncio.Event) -> None:
+    """The ledger has this program's schema and number of shards. Raises SchemaMismatch, ConfigInvalid; waits while
+    the ledger is away."""
     while not stopping.is_set():
         try:
-            return await ask(lambda: _schema_is_current(ledger))
+            await ask(lambda: _schema_is_current(ledger))
+            await claim_deployment(ledger, shards)
+            return
         except LedgerUnavailable as exc:
             logger.warning("worker waits for the ledger", extra={"why": str(exc)})
             try:
@@ -93,7 +97,7 @@ async def serve(settings: Settings, kind: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     try:
-        await _wait_for_schema(ledger, stopping)
+        await _wait_for_ledger(ledger, settings.shards, stopping)
         logger.info("worker runs", extra={"worker": name})
         await worker.run()
     finally:

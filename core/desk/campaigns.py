@@ -11,6 +11,7 @@ from msgspec import Struct
 from redis.exceptions import RedisError
 
 from core.errors import CampaignLost, CampaignUnknown, Invalid, Refused, StoreUnavailable
+from core.ledger.deployment import claim_deployment
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
 from core.model import CampaignSpec, Limits, Restock
@@ -56,9 +57,11 @@ class CampaignDesk:
         self._ledger = ledger
         self._shards = shards
         self._lease_ms = lease_ms
+        self._deployment_id: str | None = None
 
     async def show(self, campaign: str) -> Campaign:
         """Raises CampaignUnknown."""
+        await self._deployment()
         row = await ask(lambda: self._ledger.fetchrow(query("get_campaign"), self._first(campaign), campaign))
         if row is None:
             raise CampaignUnknown(f"no campaign is called {campaign}")
@@ -71,6 +74,7 @@ class CampaignDesk:
 
         Raises: Invalid; Refused if a change is not allowed any more.
         """
+        await self._deployment()
         if spec.spread > self._shards:
             raise Invalid(f"at most {self._shards}, the number of shards of this deployment", "spread")
         text = msgspec.json.encode(spec).decode()
@@ -235,7 +239,7 @@ class CampaignDesk:
         for slot, keys in enumerate(self._keys(known)):
             stock = {s.sku: portion(s.stock, slot, len(home)) for s in spec.skus}
             meta = {**_meta(spec, "paused"), "version": known.version, "lease_ms": self._lease_ms}
-            code = await self._scripts.open(keys, known.epoch, meta, stock)
+            code = await self._scripts.open(keys, known.epoch, meta, stock, await self._deployment())
             if code in (OpenCode.FENCED, OpenCode.DIRTY):
                 raise CampaignLost(f"the store holds other data of campaign {known.campaign}: {code.name}")
         for shard, move_id, _, _ in plan:
@@ -264,6 +268,12 @@ class CampaignDesk:
             code = await self._scripts.change(keys, known.epoch, known.version, _meta(known.spec, known.state))
             if code is ChangeCode.FENCED:
                 raise CampaignLost(f"the store does not hold campaign {known.campaign} as it should")
+
+    async def _deployment(self) -> str:
+        """The id of this ledger's deployment. Raises ConfigInvalid if it has another number of shards than we."""
+        if self._deployment_id is None:
+            self._deployment_id = await claim_deployment(self._ledger, self._shards)
+        return self._deployment_id
 
     def _first(self, campaign: str) -> int:
         return home_shards(campaign, 1, self._shards)[0]

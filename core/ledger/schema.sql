@@ -145,3 +145,11 @@ CREATE TABLE payments (
 );
 
 CREATE INDEX payments_order ON payments (shard, order_id);
+
+CREATE TABLE deployment (
+    shard  smallint NOT NULL, -- always 0: there is one row
+    shards integer  NOT NULL, -- of this deployment, fixed for its life
+    id     uuid     NOT NULL, -- tells this ledger's campaigns from another one's of the same name
+    CONSTRAINT deployment_pkey PRIMARY KEY (shard),
+    CONSTRAINT deployment_one CHECK (shard = 0)
+);

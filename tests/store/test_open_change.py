@@ -22,7 +22,7 @@ async def test_open_installs_stock_and_meta(store: SharedConnection, scripts: Sc
     assert await scripts.open(keys, 4, META | {"config": '{"a b":"%s"}'}, {"red": 3, "blue": 0}) is OpenCode.DONE
     assert await contents(store) == {
         keys.meta: {
-            b"epoch": b"4", b"seq": b"0", b"reopen": b"0", b"state": b"paused", b"version": b"1",
+            b"epoch": b"4", b"deployment": b"", b"seq": b"0", b"reopen": b"0", b"state": b"paused", b"version": b"1",
             b"config": b'{"a b":"%s"}',
         },
         keys.stock: {
@@ -119,3 +119,15 @@ async def test_change_of_limits_and_window_holds_for_the_next_batch(store: Share
     await scripts.change(sale.keys, 1, 4, {"closes_ms": 2**45})
     assert (await sale.reserve(store, sale.ask("a", ("red", 7)))).outcomes[0].code is ReserveCode.ACCEPTED
     assert (await reading(store, sale)).left == {"red": 0}
+
+
+async def test_open_of_another_deployments_campaign_is_fenced_and_writes_nothing(
+    store: SharedConnection, scripts: Scripts
+) -> None:
+    keys = sale_keys(3, fresh("sale"))
+    meta = META
+    assert await scripts.open(keys, 1, meta, {"red": 5}, "one-ledger") is OpenCode.DONE
+    before = await contents(store)
+    assert await scripts.open(keys, 1, meta, {"red": 5}, "one-ledger") is OpenCode.REPEATED
+    assert await scripts.open(keys, 1, meta, {"red": 5}, "another-ledger") is OpenCode.FENCED
+    assert await contents(store) == before

@@ -1,0 +1,48 @@
+"""Says in the log when the store goes away and when it is back: once each, however many requests meet it."""
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+from core.errors import StoreUnavailable
+from lua.connection import Command, Durability, Reply, SharedConnection
+
+logger = logging.getLogger("rushgate.gateway")
+
+
+class StoreWatch:
+    """What the process last saw of the store; all its connections tell it."""
+
+    def __init__(self) -> None:
+        self._state: Literal["there", "away", "refusing"] = "there"
+
+    def lost(self, exc: StoreUnavailable, refused: bool = False) -> None:
+        """No usable answer. `refused`: the store answers, and will not carry out a reservation."""
+        state: Literal["away", "refusing"] = "refusing" if refused or self._state == "refusing" else "away"
+        if state != self._state:
+            self._state = state
+            event = "store refuses orders" if refused else "store is away"
+            logger.warning(event, extra={"code": exc.code, "why": exc.detail})
+
+    def answered(self, reserved: bool = False) -> None:
+        """An answer. `reserved`: to a reservation; only that shows that one who refused them takes them again."""
+        if self._state == "away" or (reserved and self._state == "refusing"):
+            self._state = "there"
+            logger.info("store is back")
+
+
+class WatchedConnection(SharedConnection):
+    """A shared connection that tells the watch of its answers."""
+
+    def __init__(self, url: str, durability: Durability, timeout_s: float, name: str, watch: StoreWatch) -> None:
+        super().__init__(url, durability, timeout_s, name)
+        self._watch = watch
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Reply]:
+        try:
+            replies = await super().exchange(commands)
+        except StoreUnavailable as exc:
+            self._watch.lost(exc)
+            raise
+        self._watch.answered()
+        return replies
