@@ -107,7 +107,7 @@ class Lifecycle:
             body = await read_body(request.receive, BODY_BYTES)
             if self._signer is None:
                 raise SignatureInvalid("this deployment has no payment secret")
-            self._signer.verify(dict(request.scope["headers"]), body, time.time())
+            self._signer.verify(request.scope["headers"], body, time.time())
             payment = decode(decode_payment, body)
             order_id = parse(payment.order_id)
             if order_id is None:
