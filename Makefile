@@ -40,7 +40,7 @@ check: $(STAMP) ## ruff, mypy --strict, the import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@said=$$($(BIN)/lint-imports 2>&1) || { echo "$$said"; exit 1; }
 
 format: $(STAMP) ## let ruff format and mend what it can
 	@$(BIN)/ruff format .
@@ -57,4 +57,4 @@ lock: $(STAMP) ## resolve the dependencies again and pin them with hashes
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --output-file requirements.lock pyproject.toml
 
 clean: ## remove .venv and the embedded services' data (stop the stack first)
-	@rm -rf $(VENV) .rushgate build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) .rushgate build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""`python -m bench [store|intake|drain …]`: measures, prints with spread, keeps JSON in bench/results/."""
+"""`python -m bench [store|intake|drain|relay …]`: measures, prints with spread, keeps JSON in bench/results/."""
 
 import argparse
 import asyncio
@@ -6,11 +6,11 @@ import sys
 
 import uvloop
 
-from bench import drain, intake, store
+from bench import drain, intake, relay, store
 from bench.environment import environment, save
 from bench.services import services
 
-PARTS = {"store": store.measure, "intake": intake.measure, "drain": drain.measure}
+PARTS = {"store": store.measure, "intake": intake.measure, "drain": drain.measure, "relay": relay.measure}
 
 
 async def run(names: list[str]) -> None:

@@ -32,6 +32,7 @@ ChannelName = Annotated[str, Meta(min_length=1, max_length=32, pattern=NAME)]
 CampaignName = Annotated[str, Meta(min_length=1, max_length=64, pattern=NAME)]
 RequestKey = Annotated[str, Meta(min_length=1, max_length=64, pattern=Visible)]
 Quantity = Annotated[int, Meta(ge=1, le=MAX_QUANTITY)]
+OrderId = Annotated[str, Meta(min_length=36, max_length=36)]
 Limit = Annotated[int, Meta(ge=1, le=1_000_000)]
 When = Annotated[datetime, Meta(tz=True)]
 
@@ -90,7 +91,7 @@ class SkuSpec(Struct, frozen=True, forbid_unknown_fields=True):
 class CampaignSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A campaign as an operator defines it: body of `PUT /v1/admin/campaigns/{campaign}`, or a TOML file."""
 
-    order_type: Literal["goods"] = "goods"
+    order_type: Literal["goods", "virtual"] = "goods"
     opens_at: When
     closes_at: When
     currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
@@ -102,6 +103,8 @@ class CampaignSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     def __post_init__(self) -> None:
         # msgspec turns a ValueError raised here into its own ValidationError.
+        if self.opens_at.year < 2000 or self.closes_at.year > 2100:
+            raise ValueError("opens_at and closes_at must be in the years 2000 to 2100")
         if self.closes_at <= self.opens_at:
             raise ValueError("closes_at must be later than opens_at")
         names = [s.sku for s in self.skus]
@@ -118,14 +121,65 @@ class Restock(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Payment(Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of `POST /v1/payments/callback`: what the payment centre reports. Amount in minor units."""
+    """Body of `POST /v1/payments/callback`: what the payment centre reports. Amount in minor units.
+
+    `refunded`: `payment_no` is the `refund_no` that our message asked with, unlike any other of the same order.
+    """
 
     payment_no: Annotated[str, Meta(min_length=1, max_length=64, pattern=Visible)]
-    order_id: Annotated[str, Meta(min_length=36, max_length=36)]
+    order_id: OrderId
     amount: Annotated[int, Meta(ge=0, le=MAX_AMOUNT)]
     currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
-    status: Literal["paid", "failed"]
+    status: Literal["paid", "failed", "refunded"]
     paid_at: When
+
+
+class PartnerReport(Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /v1/partners/{partner}/callback`: what a partner has done with an order."""
+
+    order_id: OrderId
+    action: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z_]*\Z")]
+    at: When
+
+
+class AddressChange(Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `PATCH /v1/orders/{order_id}`: the whole new address."""
+
+    ship_to: ShipTo
+
+
+class RefundRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `…/refunds`: an amount in minor units, or lines of the order, or neither: all that is left."""
+
+    amount: Annotated[int, Meta(ge=1, le=MAX_AMOUNT)] | None = None
+    lines: Annotated[list[Item], Meta(min_length=1, max_length=MAX_LINES)] | None = None
+    reason: Annotated[str, Meta(max_length=200, pattern=Printable)] = ""
+
+    def __post_init__(self) -> None:
+        if self.amount is not None and self.lines is not None:
+            raise ValueError("amount and lines exclude each other")
+
+
+class RefundShare(Struct, frozen=True):
+    """What a refund pays back for one line; units 0 = for none in particular. Minor units."""
+
+    sku: str
+    quantity: int
+    amount: int
+
+
+class Refund(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A refund as it stands. `request_no`: what it was called until it was approved."""
+
+    refund_no: str
+    state: str  # requested, approved, rejected, done
+    amount: int
+    currency: str
+    at: datetime
+    reason: str = ""
+    request_no: str | None = None
+    lines: list[RefundShare] | None = None
+    done_at: datetime | None = None
 
 
 class OrderLine(Struct, frozen=True):
@@ -150,6 +204,13 @@ class OrderView(Struct, frozen=True, kw_only=True):
     accepted_at: datetime
     pay_by: datetime
     version: int
+
+
+class OrderPage(Struct, frozen=True):
+    """Some orders, by shard and id; `next` goes into `after` for more (None: there are no more)."""
+
+    orders: list[OrderView]
+    next: str | None
 
 
 class AuditSku(Struct, frozen=True, kw_only=True):

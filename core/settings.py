@@ -37,6 +37,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     admin_token: Annotated[str, Meta(description="Secret of the admin calls, 16 characters or more. Empty: they are refused.")] = ""  # fmt: skip # noqa: E501
     channel_keys: Annotated[dict[str, str], Meta(description="Secrets of the channels, 16 characters or more: `app=SECRET,web=SECRET`; `app.2=SECRET` gives `app` a second one.")] = {}  # fmt: skip # noqa: E501
     payment_secrets: Annotated[tuple[str, ...], Meta(max_length=8, description="Secrets that the payment centre may sign its callbacks with (Standard Webhooks, `whsec_…`), separated by commas; several for rotation. Empty: callbacks are refused.")] = ()  # fmt: skip # noqa: E501
+    partners_url: Annotated[str, Meta(description="Where the relay sends messages to partners: `POST {url}/{partner}/{topic}`. Empty: they wait in the outbox.")] = ""  # fmt: skip # noqa: E501
+    partner_secrets: Annotated[tuple[str, ...], Meta(max_length=8, description="Secrets that messages to partners are signed with (Standard Webhooks, `whsec_…`), separated by commas: the first signs.")] = ()  # fmt: skip # noqa: E501
     host: Annotated[str, Meta(min_length=1, description="Address the gateway listens on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="Port the gateway listens on; 0 = a free one.")] = 8080
     public_url: Annotated[str, Meta(description="Start of the links in answers, e.g. `https://orders.example`. Empty: links are paths.")] = ""  # fmt: skip # noqa: E501
@@ -63,6 +65,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.store_url and not self.store_url.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must begin with redis://, rediss:// or unix://")
+        if self.partners_url and not self.partners_url.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
         if self.admin_token and len(self.admin_token) < 16:
             raise ValueError("must have 16 characters or more")
         # Told by its place: whoever leaves a name out writes the secret where the name belongs.

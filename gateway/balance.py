@@ -89,7 +89,7 @@ class Balancer:
             return Search(Found.BUSY)
         if any(r.on_sale(sku) for r in first):
             return Search(Found.TOO_FEW)
-        mark = b"|".join(r.meta.get(f"r:{sku}", "0").encode() for r in first)
+        mark = b"|".join((("w" if r.waits_ms(sku) else "") + r.meta.get(f"r:{sku}", "0")).encode() for r in first)
         lease_ms = min(r.waits_ms(sku) or int(r.meta["lease_ms"]) for r in first)
         return Search(Found.NOTHING, mark, lease_ms, sent_s)
 

@@ -15,6 +15,7 @@ from core.model import NAME, CampaignSpec
 from lua.connection import SharedConnection
 from lua.keys import home_shards, sale_keys
 
+LEDGER_WAIT_S = 2.0  # for a name that the store does not know
 MAX_UNKNOWN = 10_000  # names remembered as unknown
 FORGET_S = 1.0  # after so long an unknown name is asked for again
 
@@ -80,12 +81,9 @@ class Catalogue:
         if len(campaign) > MAX_NAME or not _is_name(campaign):
             # Nobody need be asked, and what is no name never reaches the ledger as text (a NUL cannot).
             raise CampaignUnknown("no campaign has such a name")
-        loop = asyncio.get_running_loop()
-        if self._unknown.get(campaign, 0.0) > loop.time():
-            raise CampaignUnknown(f"no campaign is called {campaign}")
         task = self._loading.get(campaign)
         if task is None:
-            task = self._loading[campaign] = loop.create_task(self._read(campaign))
+            task = self._loading[campaign] = asyncio.get_running_loop().create_task(self._read(campaign))
             task.add_done_callback(lambda t: (self._loading.pop(campaign, None), t.cancelled() or t.exception()))
         return await asyncio.shield(task)
 
@@ -109,7 +107,8 @@ class Catalogue:
         self._unknown.pop(campaign, None)
 
     async def _read(self, campaign: str) -> Sale:
-        keys = sale_keys(home_shards(campaign, 1, self.shards)[0], campaign)
+        # Built, not looked up: callers choose this name, and it shall not stay in memory before it is known.
+        keys = sale_keys.__wrapped__(home_shards(campaign, 1, self.shards)[0], campaign)
         [found] = await self._store.exchange([("HMGET", keys.meta, "epoch", "version", "config")])
         if isinstance(found, RedisError):
             raise StoreUnavailable(f"the store answers {type(found).__name__}: {found}")
@@ -122,8 +121,11 @@ class Catalogue:
         return sale
 
     async def _why_absent(self, campaign: str) -> Exception:
+        # The store was asked; the ledger is not asked again and again for a name that it does not know.
+        if self._unknown.get(campaign, 0.0) > asyncio.get_running_loop().time():
+            return CampaignUnknown(f"no campaign is called {campaign}")
         shard = home_shards(campaign, 1, self.shards)[0]
-        row = await ask(lambda: self._fetch(shard, campaign))
+        row = await ask(lambda: self._fetch(shard, campaign), timeout_s=LEDGER_WAIT_S)
         if row is None:
             if len(self._unknown) >= MAX_UNKNOWN:
                 self._unknown.clear()

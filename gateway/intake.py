@@ -151,7 +151,9 @@ class Intake:
         try:
             try:
                 replies = await connection.run(RESERVE, calls)
-            except StoreUnavailable:
+            except StoreUnavailable as exc:
+                if isinstance(exc.__cause__, TimeoutError):
+                    raise  # it had its time: a second wait would only make the queue's longer
                 # Whether it was executed is unknown. Once more on a new connection: the same keys and ids make it safe.
                 replies = await connection.run(RESERVE, calls)
         except StoreUnavailable as exc:
@@ -159,6 +161,9 @@ class Intake:
             for group in groups:
                 for waiting in group:
                     _fail(waiting, exc)
+            # Who waits behind them is told at once, not after the same wait again and again.
+            while self._queue:
+                _fail(self._queue.popleft(), exc)
             return
         refused: StoreUnavailable | None = None
         for group, reply in zip(groups, replies, strict=True):

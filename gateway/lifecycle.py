@@ -1,132 +1,95 @@
-"""What happens to an order after its 202: cancelled, paid; and its trace. The ledger decides: these calls need it."""
+"""What happens to an order after its 202: who may move it over HTTP. The ledger decides: these calls need it."""
 
-import logging
-import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
-from core.desk.orders import OrderDesk
-from core.errors import Fault, OrderUnknown
-from core.flows.table import Actor
-from core.ids import parse
-from core.model import Payment
-from core.signing import SignatureInvalid, Signer
+from core.desk.listing import Listing
+from core.desk.orders import Moved, OrderDesk
+from core.desk.refunds import RefundDesk
+from core.model import AddressChange, RefundRequest
+from core.signing import Signer
 from gateway.access import Access
-from gateway.admin import json_response, problem_response
-from gateway.body import Gone, decode, read_body
+from gateway.body import decode, read_body
+from gateway.lifecycle_callbacks import BODY_BYTES, Callbacks
+from gateway.lifecycle_calls import ORDER, Action, Caller, Calls
+from gateway.lifecycle_reads import Reads
+from gateway.lifecycle_watch import Watcher
 from gateway.lookup import Lookup
-from gateway.problems import fault, problem
 
-logger = logging.getLogger("rushgate.gateway")
-
-BODY_BYTES = 16_384
-
-decode_payment = msgspec.json.Decoder(Payment).decode
-
-
-class OnItsWay(Fault):
-    """The store has the order, the ledger not yet: the same call will do in a moment."""
-
-    status = 503
-    code = "on_its_way"
-    retryable = True
+decode_change = msgspec.json.Decoder(AddressChange).decode
+decode_refund = msgspec.json.Decoder(RefundRequest).decode
 
 
 class Lifecycle:
-    """The routes that move orders."""
+    """The routes that move orders, and those that show them."""
 
     def __init__(
-        self, access: Access, orders: OrderDesk, lookup: Lookup, signer: Signer | None, retry_after_s: int
-    ) -> None:
-        """`signer`: knows the payment centre's secrets; None = callbacks are refused."""
-        self._access = access
+        self, access: Access, orders: OrderDesk, refunds: RefundDesk, listing: Listing, lookup: Lookup,
+        watcher: Watcher, payment: Signer | None, partner: Signer | None, retry_after_s: int,
+    ) -> None:  # fmt: skip
+        """`payment`, `partner`: know the secrets of those who call back; None = their callbacks are refused."""
         self._orders = orders
+        self._refunds = refunds
         self._lookup = lookup
-        self._signer = signer
-        self._retry_after_s = retry_after_s
+        self._calls = Calls(access, lookup, retry_after_s)
+        self._reads = Reads(self._calls, orders, listing, lookup, watcher)
+        self._callbacks = Callbacks(self._calls, orders, payment, partner)
 
     def routes(self) -> list[Route]:
         """All of them."""
+        route, refund = self._calls.route, ORDER + "/refunds/{refund_no}"
         return [
-            Route("/v1/orders/{order_id}/cancel", self.cancel, methods=["POST"]),
-            Route("/v1/orders/{order_id}/trace", self.trace, methods=["GET"]),
-            Route("/v1/payments/callback", self.payment, methods=["POST"]),
+            *self._reads.routes(self.change),
+            *self._callbacks.routes(),
+            route(ORDER + "/cancel", POST=self._act("cancel")),
+            route(ORDER + "/confirm-receipt", POST=self._act("receive")),
+            route(ORDER + "/returns", POST=self._act("return")),
+            route(ORDER + "/suspend", operator=True, POST=self._act("suspend")),
+            route(ORDER + "/resume", operator=True, POST=self._act("resume")),
+            route(ORDER + "/urge", POST=self.urge),
+            route(ORDER + "/refunds", POST=self.request_refund, GET=self.refunds),
+            route(refund + "/approve", operator=True, POST=self.approve),
+            route(refund + "/reject", operator=True, POST=self.reject),
         ]
 
-    def _caller(self, request: Request) -> tuple[Actor, str, str | None] | None:
-        """Who acts, as whom the event names them, and the channel whose orders they know (None: all)."""
-        authorization = request.headers.get("authorization", "").encode("latin-1")
-        if self._access.is_admin(authorization):
-            return "operator", "operator", None
-        channel = self._access.channel(authorization)
-        return ("buyer", f"channel:{channel}", channel) if channel is not None else None
+    def _act(self, action: str) -> Action:
+        """A step without a body; the answer is the order. Made again it is refused, and changes nothing."""
 
-    async def cancel(self, request: Request) -> Response:
-        """The order is cancelled, by its buyer through the channel or by an operator; again changes nothing."""
-        caller = self._caller(request)
-        if caller is None:
-            return problem_response(problem("unauthorized"), self._retry_after_s)
-        actor, who, channel = caller
-        order_id = parse(request.path_params["order_id"])
-        try:
-            if order_id is None:
-                raise OrderUnknown("no such order")
-            try:
-                await self._orders.act(order_id, "cancel", actor, who, channel)
-            except OrderUnknown:
-                await self._on_its_way(order_id, channel)
-                raise
-            return json_response(await self._lookup.find(order_id))
-        except Fault as exc:
-            return problem_response(fault(exc), self._retry_after_s)
+        async def act(request: Request, order_id: bytes, caller: Caller) -> Any:
+            return await self._moved(
+                order_id, lambda: self._orders.act(order_id, action, caller.actor, caller.who, caller.channel)
+            )
 
-    async def trace(self, request: Request) -> Response:
-        """Every step of an order, the oldest first."""
-        caller = self._caller(request)
-        if caller is None:
-            return problem_response(problem("unauthorized"), self._retry_after_s)
-        order_id = parse(request.path_params["order_id"])
-        try:
-            if order_id is None:
-                raise OrderUnknown("no such order")
-            try:
-                steps = await self._orders.trace(order_id, caller[2])
-            except OrderUnknown:
-                await self._on_its_way(order_id, caller[2])
-                raise
-        except Fault as exc:
-            return problem_response(fault(exc), self._retry_after_s)
-        return json_response({"order_id": request.path_params["order_id"], "steps": steps})
+        return act
 
-    async def payment(self, request: Request) -> Response:
-        """The payment is on record and the order moved, once per payment number. Verified before it is decoded."""
-        try:
-            body = await read_body(request.receive, BODY_BYTES)
-            if self._signer is None:
-                raise SignatureInvalid("this deployment has no payment secret")
-            self._signer.verify(request.scope["headers"], body, time.time())
-            payment = decode(decode_payment, body)
-            order_id = parse(payment.order_id)
-            if order_id is None:
-                raise OrderUnknown("no such order")
-            try:
-                moved = await self._orders.pay(payment, order_id)
-            except OrderUnknown:
-                await self._on_its_way(order_id, None)
-                raise
-        except Fault as exc:
-            if exc.status != 503:
-                logger.warning("payment callback refused", extra={"code": exc.code, "why": exc.detail})
-            return problem_response(fault(exc), self._retry_after_s)
-        except Gone:
-            return Response()  # to nobody
-        return json_response(moved)
+    async def _moved(self, order_id: bytes, move: Callable[[], Awaitable[Moved]]) -> Any:
+        await move()
+        return await self._lookup.find(order_id)
 
-    async def _on_its_way(self, order_id: bytes, channel: str | None) -> None:
-        """Raises OnItsWay if the store has an order that the ledger does not have yet."""
-        view = await self._lookup.find(order_id)
-        if view is not None and channel in (None, view.channel):
-            raise OnItsWay("the order is not in the ledger yet")
+    async def urge(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+        return await self._moved(
+            order_id, lambda: self._orders.urge(order_id, caller.actor, caller.who, caller.channel)
+        )
+
+    async def change(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+        new = decode(decode_change, await read_body(request.receive, BODY_BYTES)).ship_to
+        return await self._moved(
+            order_id, lambda: self._orders.change(order_id, new, caller.actor, caller.who, caller.channel)
+        )
+
+    async def request_refund(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+        wanted = decode(decode_refund, await read_body(request.receive, BODY_BYTES))
+        return await self._refunds.request(order_id, wanted, caller.actor, caller.who, caller.channel)
+
+    async def refunds(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+        return {"refunds": await self._refunds.list(order_id, caller.channel)}
+
+    async def approve(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+        return await self._refunds.approve(order_id, request.path_params["refund_no"], caller.who)
+
+    async def reject(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+        return await self._refunds.reject(order_id, request.path_params["refund_no"], caller.who)

@@ -20,6 +20,8 @@ from lua.keys import sale_keys
 
 MAX_WAITING = 20_000
 MAX_ASKED = 1_000  # order ids in one query
+LEDGER_WAIT_S = 2.0  # an order of now is in the store too: nobody waits longer for the ledger
+AWAY_S = 1.0  # how long the ledger is not asked again after it did not answer
 NAMES_S = 1.0  # how long the list of campaigns is believed
 SCAN = 1_000
 
@@ -36,7 +38,8 @@ class Lookup:
         self._waiting: dict[bytes, asyncio.Future[Answer]] = {}
         self._task: asyncio.Task[None] | None = None
         self._names: list[str] = []
-        self._names_until_s = 0.0
+        self._names_asked_s = float("-inf")
+        self._away_until_s = 0.0
         self._names_of_shard: dict[int, tuple[float, list[str]]] = {}
 
     async def find(self, order_id: bytes) -> Answer:
@@ -85,7 +88,7 @@ class Lookup:
         found: dict[bytes, Answer | Fault] = {}
         away: Fault | None = None
         try:
-            found.update(await ask(lambda: self._from_ledger(order_ids)))
+            found.update(await self._ask_ledger(order_ids))
         except LedgerUnavailable as exc:
             away = exc
         missing = [i for i in order_ids if i not in found]
@@ -99,12 +102,23 @@ class Lookup:
         if missing and away is None:
             # Written and ended between the two questions, perhaps: the ledger has the last word.
             try:
-                found.update(await ask(lambda: self._from_ledger(missing)))
+                found.update(await self._ask_ledger(missing))
             except LedgerUnavailable as exc:
                 away = exc
         for order_id in missing:
             found.setdefault(order_id, away)
         return found
+
+    async def _ask_ledger(self, order_ids: Sequence[bytes]) -> dict[bytes, OrderView]:
+        """As `_from_ledger`, within LEDGER_WAIT_S; for a moment after it failed nobody waits for it again."""
+        loop = asyncio.get_running_loop()
+        if self._away_until_s > loop.time():
+            raise LedgerUnavailable("the ledger did not answer a moment ago")
+        try:
+            return await ask(lambda: self._from_ledger(order_ids), timeout_s=LEDGER_WAIT_S)
+        except LedgerUnavailable:
+            self._away_until_s = loop.time() + AWAY_S
+            raise
 
     async def _from_ledger(self, order_ids: Sequence[bytes]) -> dict[bytes, OrderView]:
         rows = await self._ledger.fetch(
@@ -134,7 +148,8 @@ class Lookup:
         }
 
     async def _from_store(self, order_ids: list[bytes]) -> dict[bytes, OrderView]:
-        questions = [(i, campaign) for i in order_ids for campaign in await self._candidates(i)]
+        began_s = asyncio.get_running_loop().time()
+        questions = [(i, campaign) for i in order_ids for campaign in await self._candidates(i, began_s)]
         if not questions:
             return {}
         replies = await self._store.exchange(
@@ -148,25 +163,30 @@ class Lookup:
                 found[order_id] = _view_of_hold(order_id, campaign, reply)
         return found
 
-    async def _candidates(self, order_id: bytes) -> list[str]:
-        """The campaigns that an id can belong to by its tag: one as a rule."""
+    async def _candidates(self, order_id: bytes, began_s: float) -> list[str]:
+        """The campaigns that an id can belong to by its tag: one as a rule.
+
+        If no known one fits, the list is asked for again unless it is of after `began_s`: a campaign may be newer.
+        """
         tag = tag_of(order_id)
         known = [s.campaign for s in self._catalogue.sales.values() if s.tag == tag]
         if known:
             return known
         try:
-            names = await self._all_names()
+            names = await self._all_names(began_s - NAMES_S)
+            if all(campaign_tag(name) != tag for name in names):
+                names = await self._all_names(began_s)
         except LedgerUnavailable:
             # The 202 may be another process's: this one has not met the campaign yet.
             names = await self._names_in_store(shard_of(order_id))
         return [name for name in names if campaign_tag(name) == tag]
 
-    async def _all_names(self) -> list[str]:
-        loop = asyncio.get_running_loop()
-        if self._names_until_s < loop.time():
+    async def _all_names(self, since_s: float) -> list[str]:
+        asked_s = asyncio.get_running_loop().time()
+        if self._names_asked_s < since_s:
             rows = await ask(lambda: self._ledger.fetch(query("list_campaigns")))
             self._names = [row["campaign"] for row in rows]
-            self._names_until_s = loop.time() + NAMES_S
+            self._names_asked_s = asked_s
         return self._names
 
     async def _names_in_store(self, shard: int) -> list[str]:

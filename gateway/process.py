@@ -15,7 +15,9 @@ import uvloop
 
 from core.desk.audit import Auditor
 from core.desk.campaigns import CampaignDesk
+from core.desk.listing import Listing
 from core.desk.orders import OrderDesk
+from core.desk.refunds import RefundDesk
 from core.errors import ConfigInvalid, LedgerUnavailable
 from core.ledger.deployment import claim_deployment
 from core.ledger.pool import open_pool
@@ -27,8 +29,10 @@ from gateway.app import Application, rest
 from gateway.balance import Balancer
 from gateway.batch import BatchEndpoint
 from gateway.catalogue import Catalogue
+from gateway.http import BoundedProtocol
 from gateway.intake import Intake
 from gateway.lifecycle import Lifecycle
+from gateway.lifecycle_watch import Watcher
 from gateway.lookup import Lookup
 from gateway.openapi import document
 from gateway.orders import OrderEndpoint
@@ -99,6 +103,9 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
     owned = [connection(StoreConnection, f"intake-{n}") for n in range(settings.store_connections)]
     ledger = await open_pool(settings.ledger_dsn, f"rushgate-{name}", settings.ledger_timeout_s, LEDGER_CONNECTIONS)
 
+    def signer(given: tuple[str, ...], place: str) -> Signer | None:
+        return Signer(given, place) if given else None
+
     access = Access(settings.channel_keys, settings.admin_token)
     catalogue = Catalogue(store, ledger, settings.shards)
     intake = Intake(owned, settings.queue_orders, settings.reserve_batch, watch)
@@ -108,9 +115,14 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
     desk = CampaignDesk(store, ledger, settings.shards, settings.sold_out_lease_ms)
     auditor = Auditor(desk, store, ledger, settings.shards)
     openapi = msgspec.json.encode(document())
-    views = Views(access, catalogue, lookup, store, settings.durability, settings.retry_after_s, openapi)
-    signer = Signer(settings.payment_secrets, "RUSHGATE_PAYMENT_SECRETS") if settings.payment_secrets else None
-    lifecycle = Lifecycle(access, OrderDesk(ledger, settings.shards), lookup, signer, settings.retry_after_s)
+    views = Views(access, catalogue, store, settings.durability, settings.retry_after_s, openapi)
+    watcher = Watcher(ledger, lambda: views.stopping)
+    lifecycle = Lifecycle(
+        access, OrderDesk(ledger, settings.shards), RefundDesk(ledger, settings.shards),
+        Listing(ledger, desk, settings.shards), lookup, watcher,
+        signer(settings.payment_secrets, "RUSHGATE_PAYMENT_SECRETS"),
+        signer(settings.partner_secrets, "RUSHGATE_PARTNER_SECRETS"), settings.retry_after_s,
+    )  # fmt: skip
     admin = Admin(access, desk, auditor, catalogue, settings.retry_after_s)
     application = Application(
         OrderEndpoint(settings, access, taker),
@@ -128,6 +140,7 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
         await intake.flush()
         await intake.stop()
         await sold_out.stop()
+        await watcher.stop()
         await lookup.stop()
         await store.close()
         ledger.terminate()
@@ -158,7 +171,8 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
         config = uvicorn.Config(
             application,
             loop="uvloop",
-            http="httptools",
+            http=BoundedProtocol,
+            ws="none",
             lifespan="off",
             access_log=False,
             log_config=None,

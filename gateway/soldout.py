@@ -2,7 +2,8 @@
 
 The promise is a lease (lua/reserve.lua): units that come back to an empty SKU wait one lease before they are on sale,
 so "sold out" is exact for the whole lease. What must still reach the store is a repeated key that was accepted before:
-the accepted keys are fetched once per flag, and cannot grow for this SKU while the flag stands.
+the accepted keys are fetched once a flag is wanted, and cannot grow for this SKU until its mark changes, which it does
+when units come back and again when they are on sale.
 """
 
 import asyncio
@@ -19,15 +20,28 @@ logger = logging.getLogger("rushgate.gateway")
 
 MAX_KEYS = 500_000  # accepted keys remembered by one process, some 60 bytes each; beyond it the store is asked
 SCAN = 1_000
+FORGET_S = 60.0  # keys of a campaign none of whose flags was wanted for so long are dropped
+TOO_MANY_S = 10.0  # after so long it is looked again whether the keys have room
 
-Which = tuple[str, int, str]  # campaign, epoch, SKU
+Life = tuple[str, int]  # campaign, epoch
 
 
-class Flag(NamedTuple):
-    """`mark` names the period without returned units; `keys` are hashes of the accepted request fields."""
+class Flag:
+    """One SKU. Up until `until_s`, and only if the campaign's keys were read after `since_s`."""
 
-    mark: bytes
-    keys: frozenset[int]
+    __slots__ = ("mark", "since_s", "until_s")
+
+    def __init__(self, mark: bytes, since_s: float, until_s: float) -> None:
+        self.mark = mark  # of the period in which it has been empty
+        self.since_s = since_s  # when we first knew it to be empty in this period
+        self.until_s = until_s
+
+
+class Keys(NamedTuple):
+    """Hashes of the accepted request fields of a campaign, all that were there at `read_s`; some later ones too."""
+
+    hashes: set[int]
+    read_s: float
 
 
 class SoldOut:
@@ -35,47 +49,55 @@ class SoldOut:
 
     def __init__(self, store: SharedConnection) -> None:
         self._store = store
-        self._until_s: dict[Which, float] = {}
-        self._flags: dict[Which, Flag] = {}
-        self._loading: dict[Which, asyncio.Task[None]] = {}
+        self._flags: dict[Life, dict[str, Flag]] = {}
+        self._keys: dict[Life, Keys] = {}
+        self._too_many_s: dict[Life, float] = {}
+        self._loading: dict[Life, asyncio.Task[None]] = {}
 
     def holds(self, sale: Sale, lines: tuple[str | int, ...], field: bytes) -> str:
         """The SKU of `lines` that is surely sold out for a request that surely was not accepted before, or ''."""
-        if not self._until_s:
+        if not self._flags:
+            return ""
+        life = (sale.campaign, sale.epoch)
+        flags, keys = self._flags.get(life), self._keys.get(life)
+        if flags is None or keys is None or hash(field) in keys.hashes:
             return ""
         for sku in lines[::2]:
-            which = (sale.campaign, sale.epoch, str(sku))
-            until_s = self._until_s.get(which)
-            if until_s is None:
-                continue
-            if until_s <= asyncio.get_running_loop().time():
-                del self._until_s[which]
-            elif hash(field) not in self._flags[which].keys:
-                return which[2]
+            flag = flags.get(str(sku))
+            if flag is not None and flag.since_s <= keys.read_s and flag.until_s > asyncio.get_running_loop().time():
+                return str(sku)
         return ""
 
     def raise_flag(self, sale: Sale, sku: str, ms: int, mark: bytes, sent_s: float) -> None:
         """`sku` is sold out on all shards of `sale` for `ms` from `sent_s` on, the moment the question was sent."""
-        which = (sale.campaign, sale.epoch, sku)
-        flag = self._flags.get(which)
-        if flag is not None and flag.mark == mark:
-            self._until_s[which] = sent_s + ms / 1000
-        elif which not in self._loading and ms > 0:
-            task = asyncio.get_running_loop().create_task(self._load(which, sale, mark))
-            self._loading[which] = task
-            task.add_done_callback(lambda _: self._loading.pop(which, None))
+        if ms <= 0:
+            return
+        now_s = asyncio.get_running_loop().time()
+        life = (sale.campaign, sale.epoch)
+        flags = self._flags.setdefault(life, {})
+        flag = flags.get(sku)
+        if flag is None or flag.mark != mark:
+            flag = flags[sku] = Flag(mark, now_s, sent_s + ms / 1000)
+        flag.until_s = max(flag.until_s, sent_s + ms / 1000)
+        keys = self._keys.get(life)
+        stale = keys is None or keys.read_s < flag.since_s
+        if stale and life not in self._loading and self._too_many_s.get(life, 0.0) < now_s:
+            self._loading[life] = asyncio.get_running_loop().create_task(self._load(life, sale))
+            self._loading[life].add_done_callback(lambda _: self._loading.pop(life, None))
 
     def standing(self) -> int:
         """How many flags stand now."""
         now_s = asyncio.get_running_loop().time()
-        return sum(until_s > now_s for until_s in self._until_s.values())
+        return sum(f.until_s > now_s for flags in self._flags.values() for f in flags.values())
 
-    async def _load(self, which: Which, sale: Sale, mark: bytes) -> None:
-        """The accepted keys are known; the next lease with this mark raises the flag."""
-        self._flags.pop(which, None)
-        self._until_s.pop(which, None)
-        room = MAX_KEYS - sum(len(f.keys) for f in self._flags.values())
-        found: set[int] = set()
+    async def _load(self, life: Life, sale: Sale) -> None:
+        """The campaign's accepted keys of now are known."""
+        loop = asyncio.get_running_loop()
+        read_s = loop.time()
+        self._forget_old(read_s)
+        known = self._keys.get(life)
+        found = known.hashes if known else set()
+        others = sum(len(k.hashes) for k in self._keys.values()) - len(found)
         try:
             for keys in sale.keys:
                 cursor = b"0"
@@ -85,14 +107,24 @@ class SoldOut:
                         raise StoreUnavailable(str(reply))
                     cursor, pairs = reply
                     found.update(map(hash, pairs[::2]))
-                    if len(found) > room:
+                    if others + len(found) > MAX_KEYS:
+                        self._keys.pop(life, None)
+                        self._too_many_s[life] = loop.time() + TOO_MANY_S
                         return
                     if cursor == b"0":
                         break
         except StoreUnavailable:
-            logger.warning("accepted keys not read", extra={"campaign": which[0], "sku": which[2]})
+            logger.warning("accepted keys not read", extra={"campaign": life[0]})
             return
-        self._flags[which] = Flag(mark, frozenset(found))
+        self._keys[life] = Keys(found, read_s)
+
+    def _forget_old(self, now_s: float) -> None:
+        """Campaigns whose last flag fell long ago leave nothing behind."""
+        for life, flags in list(self._flags.items()):
+            if all(f.until_s < now_s - FORGET_S for f in flags.values()):
+                del self._flags[life]
+                self._keys.pop(life, None)
+                self._too_many_s.pop(life, None)
 
     async def stop(self) -> None:
         """No task of it runs."""

@@ -1,4 +1,4 @@
-"""The calls beside the hot path: an order, a campaign as channels see it, health, problems, the API."""
+"""The calls beside the hot path: a campaign as channels see it, health, problems, the API."""
 
 import time
 from datetime import UTC, datetime
@@ -10,12 +10,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from core.errors import Fault, StoreNotAsPromised, StoreUnavailable
-from core.ids import parse
 from core.model import Limits
 from gateway.access import Access
 from gateway.admin import json_response, problem_response
 from gateway.catalogue import Catalogue
-from gateway.lookup import Lookup
 from gateway.problems import CODES, fault, problem
 from lua.connection import PROMISES, Durability, SharedConnection, broken_promises
 from lua.scripts import Scripts
@@ -47,12 +45,11 @@ class Views:
     """The routes that are neither the hot path nor admin's."""
 
     def __init__(
-        self, access: Access, catalogue: Catalogue, lookup: Lookup, store: SharedConnection,
+        self, access: Access, catalogue: Catalogue, store: SharedConnection,
         durability: Durability, retry_after_s: int, openapi: bytes,
     ) -> None:  # fmt: skip
         self._access = access
         self._catalogue = catalogue
-        self._lookup = lookup
         self._store = store
         self._scripts = Scripts(store)
         self._durability: Durability = durability
@@ -63,7 +60,6 @@ class Views:
     def routes(self) -> list[Route]:
         """All of them."""
         return [
-            Route("/v1/orders/{order_id}", self.order, methods=["GET"]),
             Route("/v1/campaigns/{campaign}", self.campaign, methods=["GET"]),
             Route("/livez", self.livez, methods=["GET"]),
             Route("/readyz", self.readyz, methods=["GET"]),
@@ -76,22 +72,6 @@ class Views:
 
     def _problem(self, code: str, detail: str = "") -> Response:
         return problem_response(problem(code, detail), self._retry_after_s)
-
-    async def order(self, request: Request) -> Response:
-        """An order of the calling channel as it stands; another channel's is unknown."""
-        channel = self._channel(request)
-        if channel is None:
-            return self._problem("unauthorized")
-        order_id = parse(request.path_params["order_id"])
-        if order_id is None:
-            return self._problem("unknown_order")
-        try:
-            view = await self._lookup.find(order_id)
-        except Fault as exc:
-            return problem_response(fault(exc), self._retry_after_s)
-        if view is None or view.channel != channel:
-            return self._problem("unknown_order")
-        return json_response(view)
 
     async def campaign(self, request: Request) -> Response:
         """What a shop needs to know: when it opens, what is sold, what it costs."""

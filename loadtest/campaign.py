@@ -5,7 +5,7 @@ from urllib.parse import quote
 import msgspec
 
 from loadtest.client import fetch
-from loadtest.exchange import Target
+from loadtest.exchange import Answer, Target
 
 
 class RushError(Exception):
@@ -64,7 +64,7 @@ async def ask_campaign(target: Target, campaign: str, channel_key: str, timeout_
     if answer.status == 0:
         raise RushError(f"{where}: no answer ({answer.failure})")
     if answer.status != 200:
-        raise RushError(f"{where}: answered {answer.status}: {answer.body[:200].decode(errors='replace')}")
+        raise RushError(f"{where}: answered {_told(answer)}")
     try:
         found = _decode(answer.body)
     except msgspec.DecodeError as exc:
@@ -72,3 +72,19 @@ async def ask_campaign(target: Target, campaign: str, channel_key: str, timeout_
     if not found.skus:
         raise RushError(f"{where}: the campaign has no SKUs")
     return found
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    code: str
+    title: str = ""
+    detail: str = ""
+
+
+def _told(answer: Answer) -> str:
+    """Status, code and words of a refusal; of a body that is no problem, its beginning."""
+    try:
+        problem = msgspec.json.decode(answer.body, type=_Problem)
+    except msgspec.DecodeError:
+        return f"{answer.status} {answer.body[:80].decode(errors='replace')}".rstrip()
+    words = f"{answer.status} {problem.code}"
+    return f"{words}: {problem.detail or problem.title}" if problem.detail or problem.title else words

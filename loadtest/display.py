@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
@@ -17,6 +16,9 @@ from loadtest.report import Percentiles, RushReport
 from loadtest.rush import Progress
 
 WIDTH_MAX = 100
+WIDTH_BESIDE = 80  # from here on the tables of the report stand side by side
+BAR_WIDTH = 36
+RATE_SHOWN_MAX = 9_999_999
 PLAIN_EVERY_S = 1.0
 EXAMPLES_SHOWN = 5
 LATE_MS_SHOWN = 50.0  # above it the generator itself was short of CPU, and the figures blame the server for it
@@ -43,6 +45,9 @@ _ROWS: tuple[tuple[Outcome, str, str, bool], ...] = (
     (Outcome.UNSENT, "never sent", "red", False),
     (Outcome.UNEXPECTED, "unexpected", "bold red", False),
 )
+
+
+_STEADY = frozenset(words for _, words, _, always in _ROWS if always)
 
 
 def _shown(outcomes: Mapping[str, int]) -> list[tuple[str, str, int]]:
@@ -91,7 +96,7 @@ class RushDisplay:
             self._rate = now if last is None else 0.6 * self._rate + 0.4 * now  # steadier to read
         self._last = progress
         if self._live is not None:
-            self._live.update(self._panel(progress), refresh=True)
+            self._live.update(self._frame(progress), refresh=True)
         elif progress.elapsed_s >= self._plain_at_s or progress.answered == progress.requests:
             self._plain_at_s = progress.elapsed_s + PLAIN_EVERY_S
             self.console.print(self._line(progress), highlight=False, markup=False, soft_wrap=True)
@@ -103,39 +108,56 @@ class RushDisplay:
             f" of {progress.requests:,}  {counts}"
         ).rstrip()
 
-    def _panel(self, progress: Progress) -> Panel:
-        total = progress.requests
+    def _frame(self, progress: Progress) -> RenderableType:
+        """The panel, of the same size from the first to the last: all widths follow from the total and the console."""
+        total, width = progress.requests, min(self.console.width, WIDTH_MAX)
+        inner = width - 6  # border and padding
+        of = f"{total:,}"
         bars = Table.grid(padding=(0, 2))
-        bars.add_column(style="bold")
+        bars.add_column(style="bold", no_wrap=True)
         bars.add_column()
-        bars.add_column(justify="right")
+        bars.add_column(justify="right", no_wrap=True)
         for words, n, colour in (
             ("offered", progress.offered, "bright_black"),
             ("answered", progress.answered, "green"),
         ):
-            bar = ProgressBar(total, n, width=36, complete_style=colour, finished_style=colour)
-            bars.add_row(words, bar, f"{n:,} / {total:,}")
-        state = Text.assemble(
-            (f"{self._rate:,.0f}", "bold"),
-            " answers/s   ",
-            (f"{progress.in_flight:,}", "bold"),
-            " in flight   ",
-            (f"{progress.waiting:,}", "bold"),
-            " waiting",
-        )
-        if progress.retried:
-            state.append(f"   {progress.retried:,} retried", "yellow")
-        counts = Columns(
-            [Text.assemble((f"{words} ", "dim"), (f"{n:,}", colour)) for words, colour, n in _shown(progress.outcomes)],
-            padding=(0, 3),
-        )
-        return Panel(
-            Group(bars, Text(), state, counts),
+            bar_width = max(4, min(BAR_WIDTH, inner - len("answered") - 2 * len(of) - len(" / ") - 4))
+            bar = ProgressBar(total, n, width=bar_width, complete_style=colour, finished_style=colour)
+            bars.add_row(words, bar, f"{n:{len(of)},} / {of}")
+        also = [f"{words} {n:,}" for words, _, n in _shown(progress.outcomes) if words not in _STEADY]
+        panel = Panel(
+            Group(
+                bars,
+                Text(),
+                self._numbers(progress, inner),
+                Text(", ".join(also), "yellow", no_wrap=True, overflow="ellipsis"),
+            ),
             title=Text(self.title, "bold"),
             subtitle=f"{progress.elapsed_s:.1f} s",
-            width=min(self.console.width, WIDTH_MAX),
+            width=width,
             padding=(1, 2),
         )
+        # The cursor rests on the empty line below: the `^C` that a terminal writes there moves no line of the frame.
+        return Group(panel, Text())
+
+    def _numbers(self, progress: Progress, inner: int) -> Table:
+        cells = [
+            ("answers/s", min(self._rate, RATE_SHOWN_MAX), "bold"),
+            ("in flight", progress.in_flight, "bold"),
+            ("waiting", progress.waiting, "bold"),
+            *((words, n, colour) for words, colour, n in _shown(progress.outcomes) if words in _STEADY),
+            ("retried", progress.retried, "yellow" if progress.retried else ""),
+        ]
+        digits = max(len(f"{progress.requests:,}"), len(f"{RATE_SHOWN_MAX:,}"))
+        width = max(len(words) for words, _, _ in cells) + 1 + digits
+        columns = max(1, min(3, (inner + 3) // (width + 3)))
+        grid = Table.grid(padding=(0, 3))
+        for _ in range(columns):
+            grid.add_column(width=width, no_wrap=True)
+        texts = [Text.assemble((words, "dim"), (f"{n:{width - len(words)},.0f}", colour)) for words, n, colour in cells]
+        for first in range(0, len(texts), columns):
+            grid.add_row(*texts[first : first + columns])
+        return grid
 
 
 def _outcome_table(report: RushReport) -> Table:
@@ -197,9 +219,13 @@ def _rates(report: RushReport) -> Table:
 def print_report(report: RushReport, console: Console, extra_rows: Sequence[tuple[str, str]] = ()) -> None:
     """Print the final tables; `extra_rows` are (words, value) pairs of the caller, at the end."""
     body: list[RenderableType] = []
-    sides = Table.grid(padding=(0, 4))
-    sides.add_row(_outcome_table(report), Group(_latency_table(report), Text(), _rates(report)))
-    body.append(sides)
+    times = Group(_latency_table(report), Text(), _rates(report))
+    if console.width < WIDTH_BESIDE:
+        body += [_outcome_table(report), Text(), times]
+    else:
+        sides = Table.grid(padding=(0, 4))
+        sides.add_row(_outcome_table(report), times)
+        body.append(sides)
     if extra_rows:
         extra = _pairs()
         for words, value in extra_rows:

@@ -17,7 +17,7 @@ Decision = Literal["pay", "cancel", "ignore", "pay_late"]
 # What a partner reports, one after the other, when it has a message of a topic. No topics: takes any, reports nothing.
 REPORTS: dict[str, dict[str, tuple[str, ...]]] = {
     "payment": {"payment": (), "refund": ()},  # its callbacks are made below
-    "warehouse": {"warehouse": ("pick", "ship")},
+    "warehouse": {"warehouse": ("pick", "ship"), "recall": ("recalled",)},
     "provisioning": {"provision": ("provision",), "unprovision": ("unprovision",)},
     "billing": {"bill": ("bill",), "unbill": ("unbill",)},
     "notification": {},
@@ -113,6 +113,7 @@ def callbacks_of(
             due_s=now_s + step_s if number == 0 else step_s,
             twice=twice(),
             then=first,
+            final=(409,) if action == "recalled" else (),  # the order may be past recalling
         )
     return [first] if first else []
 

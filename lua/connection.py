@@ -104,13 +104,16 @@ class StoreConnection:
         connection = await self.connect()
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await _talk(connection, commands)
+                replies = await _talk(connection, commands)
         except (TimeoutError, OSError, redis_errors.ConnectionError, redis_errors.TimeoutError) as exc:
             await self.close()
             raise StoreUnavailable(f"the store did not answer: {exc or 'timeout'}") from exc
         except BaseException:
             await self.close()  # unread replies would answer the next question
             raise
+        if any(isinstance(reply, redis_errors.ReadOnlyError) for reply in replies):
+            await self.close()  # no primary any more: the next connect may find the one that is
+        return replies
 
     async def run(self, script: LuaSource, calls: Sequence[Command]) -> list[Reply]:
         """The replies to pipelined calls of one script; a call is `(number of keys, keys…, arguments…)`.
@@ -144,15 +147,21 @@ class SharedConnection(StoreConnection):
         self._turn = asyncio.Lock()
 
     async def exchange(self, commands: Sequence[Command]) -> list[Reply]:
-        async with self._turn:
-            try:
-                return await super().exchange(commands)
-            except StoreNotAsPromised:
-                raise
-            except StoreUnavailable as exc:
-                if isinstance(exc.__cause__, TimeoutError):
-                    raise  # it had its time; the caller's is worth more than a second wait
-                return await super().exchange(commands)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._turn.acquire()
+        except TimeoutError as exc:
+            raise StoreUnavailable("the store is slow: others wait for it already") from exc
+        try:
+            return await super().exchange(commands)
+        except StoreNotAsPromised:
+            raise
+        except StoreUnavailable as exc:
+            if isinstance(exc.__cause__, TimeoutError):
+                raise  # it had its time; the caller's is worth more than a second wait
+            return await super().exchange(commands)
+        finally:
+            self._turn.release()
 
 
 async def _talk(connection: AbstractConnection, commands: Sequence[Command]) -> list[Reply]:

@@ -8,7 +8,8 @@
 --            waits, one round trip.
 -- Caller     lua/reserve.py
 --
--- KEYS[1] meta      hash    fields epoch, state, opens_ms, closes_ms, pay_within_ms, limits, seq, version, reopen, r:SKU
+-- KEYS[1] meta      hash    fields epoch, state, opens_ms, closes_ms, pay_within_ms, limit_*, count_*, seq,
+--                           version, reopen, r:SKU
 -- KEYS[2] stock     hash    SKU -> left; h:SKU -> held
 -- KEYS[3] used      hash    b:BUYER, s:BUYER SKU, i:IP, d:DEVICE -> units taken
 -- KEYS[4] requests  hash    channel, NUL, request key -> record and stamp, 36 bytes
@@ -44,8 +45,8 @@
 --     8 NO_SKU      the store does not know a SKU of the basket
 --   details  flat list of index (from 1), text: the stored record of a REPLAYED request, the SKU of a SOLD_OUT or
 --            NO_SKU one, the name of the limit of an OVER_LIMIT one
---   leases   flat list of SKU, ms, mark: nothing is left of it, and nothing will be on sale before so many ms have
---            passed; `mark` changes when units came back from outside
+--   leases   flat list of SKU, ms, mark: nothing of it can be had, and nothing will be on sale before so many ms have
+--            passed; `mark` changes when units came back, and again when they are on sale
 local meta, stock, used, requests, holds, intake = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local campaign, epoch, count = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
@@ -53,11 +54,15 @@ local ACCEPTED, REPLAYED, SOLD_OUT, OVER_LIMIT = 0, 1, 2, 3
 local NOT_OPEN, CLOSED, PAUSED, KEY_REUSED, NO_SKU = 4, 5, 6, 7, 8
 
 local m = redis.call('HMGET', meta, 'epoch', 'state', 'opens_ms', 'closes_ms', 'pay_within_ms', 'seq', 'version',
-  'reopen', 'lease_ms', 'limit_buyer', 'limit_buyer_sku', 'limit_ip', 'limit_device')
+  'reopen', 'lease_ms', 'limit_buyer', 'limit_buyer_sku', 'limit_ip', 'limit_device',
+  'count_buyer_sku', 'count_ip', 'count_device')
 if m[1] ~= epoch then return { 1, 0, 0, 0, {}, {}, {} } end
 local seq = tonumber(m[6])
 local limit_buyer, limit_buyer_sku = tonumber(m[10] or ''), tonumber(m[11] or '')
 local limit_ip, limit_device = tonumber(m[12] or ''), tonumber(m[13] or '')
+-- Counted is more than limited: a limit that is lifted and set again finds its counters complete. Buyers always are.
+local count_buyer_sku, count_ip, count_device = m[14] or limit_buyer_sku, m[15] or limit_ip, m[16] or limit_device
+local lease_ms = tonumber(m[9])
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -65,8 +70,7 @@ local pay_by_ms = now_ms + tonumber(m[5])
 local stamp = struct.pack('>I6I6', now_ms, pay_by_ms)
 
 -- 1 buyer, 2 buyer and SKU, 4 IP, 8 device: what release.lua takes off the counters again.
-local counted = (limit_buyer and 1 or 0) + (limit_buyer_sku and 2 or 0) + (limit_ip and 4 or 0)
-  + (limit_device and 8 or 0)
+local counted = 1 + (count_buyer_sku and 2 or 0) + (count_ip and 4 or 0) + (count_device and 8 or 0)
 local tail = string.char(counted) .. stamp
 
 local shut
@@ -93,9 +97,9 @@ local a = 4
 for r = 1, count do
   at[r], fields[r] = a, ARGV[a]
   local buyer, ip, device = ARGV[a + 4], ARGV[a + 5], ARGV[a + 6]
-  buyer_at[r] = limit_buyer and place_of('b:' .. buyer)
-  ip_at[r] = limit_ip and ip ~= '' and place_of('i:' .. ip)
-  device_at[r] = limit_device and device ~= '' and place_of('d:' .. device)
+  buyer_at[r] = place_of('b:' .. buyer)
+  ip_at[r] = count_ip and ip ~= '' and place_of('i:' .. ip)
+  device_at[r] = count_device and device ~= '' and place_of('d:' .. device)
   local last = a + 6 + 2 * ARGV[a + 7]
   for l = a + 8, last, 2 do
     local sku = ARGV[l]
@@ -104,7 +108,7 @@ for r = 1, count do
       sku_fields[sku_count + 1], sku_fields[sku_count + 2] = sku, 'h:' .. sku
       sku_count = sku_count + 2
     end
-    if limit_buyer_sku then place_of('s:' .. buyer .. ' ' .. sku) end
+    if count_buyer_sku then place_of('s:' .. buyer .. ' ' .. sku) end
   end
   a = last + 2
 end
@@ -112,19 +116,17 @@ end
 local known = redis.call('HMGET', requests, unpack(fields))
 local units = redis.call('HMGET', stock, unpack(sku_fields))
 for i = 1, sku_count do units[i] = tonumber(units[i] or -1) end
-local taken = {}
-if unit_count > 0 then
-  taken = redis.call('HMGET', used, unpack(unit_fields))
-  for i = 1, unit_count do taken[i] = tonumber(taken[i] or 0) end
-end
+local taken = redis.call('HMGET', used, unpack(unit_fields))
+for i = 1, unit_count do taken[i] = tonumber(taken[i] or 0) end
 redis.call('HLEN', holds)                           -- a key of the wrong type fails here, before anything is written
 
 -- Units that came back to an empty SKU wait until no gateway calls it sold out from memory.
 local waiting = {}
 if now_ms < tonumber(m[8]) then
   for sku in pairs(skus) do
-    local opens_ms = tonumber(redis.call('HGET', meta, 'r:' .. sku) or 0)
-    if now_ms < opens_ms then waiting[sku] = opens_ms - now_ms end
+    local wait_ms = tonumber(redis.call('HGET', meta, 'r:' .. sku) or 0) - now_ms
+    -- Longer than a lease it cannot be, unless the clock was set back: then nobody waits.
+    if wait_ms > 0 and wait_ms <= lease_ms then waiting[sku] = wait_ms end
   end
 end
 
@@ -159,15 +161,17 @@ local function decide(r)
     total = total + quantity
   end
   local buyer, ip, device = buyer_at[r], ip_at[r], device_at[r]
-  if buyer and taken[buyer] + total > limit_buyer then return refuse(r, OVER_LIMIT, 'buyer') end
+  if limit_buyer and taken[buyer] + total > limit_buyer then return refuse(r, OVER_LIMIT, 'buyer') end
   if limit_buyer_sku then
     for _, sku in ipairs(basket) do
       local place = places['s:' .. ARGV[p + 4] .. ' ' .. sku]
       if taken[place] + wanted[sku] > limit_buyer_sku then return refuse(r, OVER_LIMIT, 'buyer_sku') end
     end
   end
-  if ip and taken[ip] + total > limit_ip then return refuse(r, OVER_LIMIT, 'ip') end
-  if device and taken[device] + total > limit_device then return refuse(r, OVER_LIMIT, 'device') end
+  if limit_ip and ip and taken[ip] + total > limit_ip then return refuse(r, OVER_LIMIT, 'ip') end
+  if limit_device and device and taken[device] + total > limit_device then
+    return refuse(r, OVER_LIMIT, 'device')
+  end
   for i = 1, size do
     local sku = basket[i]
     local left = units[skus[sku]]
@@ -176,7 +180,7 @@ local function decide(r)
     if waiting[sku] or left < wanted[sku] then return refuse(r, SOLD_OUT, sku) end
   end
 
-  if buyer then taken[buyer] = taken[buyer] + total end
+  taken[buyer] = taken[buyer] + total
   if ip then taken[ip] = taken[ip] + total end
   if device then taken[device] = taken[device] + total end
   for i = 1, size do
@@ -184,7 +188,7 @@ local function decide(r)
     local place = skus[sku]
     units[place] = units[place] - wanted[sku]
     units[place + 1] = units[place + 1] + wanted[sku]
-    if limit_buyer_sku then
+    if count_buyer_sku then
       local counter = places['s:' .. ARGV[p + 4] .. ' ' .. sku]
       taken[counter] = taken[counter] + wanted[sku]
     end
@@ -228,10 +232,10 @@ if accepted > 0 then
   if counters[1] then redis.call('HSET', used, unpack(counters)) end
 end
 
-local leases, lease_ms = {}, tonumber(m[9])
+local leases = {}
 for sku in pairs(empty) do
   leases[#leases + 1] = sku
   leases[#leases + 1] = math.min(lease_ms, waiting[sku] or lease_ms)
-  leases[#leases + 1] = redis.call('HGET', meta, 'r:' .. sku) or '0'
+  leases[#leases + 1] = (waiting[sku] and 'w' or '') .. (redis.call('HGET', meta, 'r:' .. sku) or '0')
 end
 return { 0, now_ms, pay_by_ms, tonumber(m[7]), codes, details, leases }

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from redis.exceptions import RedisError
 
-from core.errors import StoreUnavailable
+from core.errors import CampaignLost, StoreUnavailable
 from lua.connection import Command, Reply
 from lua.keys import SaleKeys
 
@@ -68,8 +68,11 @@ class Answers(NamedTuple):
     leases: list[Lease]
 
 
-class Fenced(Exception):
+class Fenced(CampaignLost):
     """The store has no such campaign, or another epoch of it, on this shard. Nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__("the store does not hold the campaign as it should")
 
 
 _CODES = list(ReserveCode)

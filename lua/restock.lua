@@ -41,7 +41,8 @@ if left + units < 0 then return { TOO_FEW, left } end
 redis.call('HLEN', moves)                 -- a key of the wrong type fails here, before anything is written
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-if units < 0 and to ~= '' and now_ms < tonumber(m[3] or 0) then return { TOO_FEW, left } end
+local wait_ms = tonumber(m[3] or 0) - now_ms
+if units < 0 and to ~= '' and wait_ms > 0 and wait_ms <= tonumber(m[2]) then return { TOO_FEW, left } end
 
 -- A failing script is not rolled back. The id is written first: a crash of a later write
 -- would leave units unsold, never sold twice.

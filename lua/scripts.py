@@ -43,7 +43,23 @@ class SettleCode(IntEnum):
     SETTLED = 1
 
 
-MAX_ENDED = 100  # orders in one call of release or settle
+class GivebackCode(IntEnum):
+    REPEATED = 0
+    RETURNED = 1
+    UNKNOWN = 2
+
+
+MAX_ENDED = 100  # orders in one call of release, settle or giveback
+
+
+class Sold(NamedTuple):
+    """What `giveback` needs to know of an order: who bought it, and its units by SKU."""
+
+    order_id: bytes
+    buyer_id: str
+    client_ip: str
+    device_id: str
+    units: dict[str, int]
 
 
 class Reading(NamedTuple):
@@ -66,7 +82,9 @@ class Reading(NamedTuple):
 
     def waits_ms(self, sku: str) -> int:
         """How long returned units still wait before they are on sale."""
-        return max(0, int(self.meta.get(f"r:{sku}", "0")) - self.now_ms)
+        wait_ms = int(self.meta.get(f"r:{sku}", "0")) - self.now_ms
+        # Longer than a lease it cannot be, unless the clock was set back.
+        return wait_ms if 0 < wait_ms <= int(self.meta.get("lease_ms", "0")) else 0
 
     @property
     def seq(self) -> int:
@@ -136,8 +154,21 @@ class Scripts:
 
     async def settle(self, keys: SaleKeys, epoch: int, order_ids: Sequence[bytes]) -> list[SettleCode] | None:
         """The holds of 1 to MAX_ENDED orders are gone, their units sold. None = fenced: another epoch."""
-        [(fenced, codes)] = await self._call("settle", [(3, keys.meta, keys.stock, keys.holds, epoch, *order_ids)])
+        [(fenced, codes)] = await self._call(
+            "settle", [(4, keys.meta, keys.stock, keys.holds, keys.deltas, epoch, *order_ids)]
+        )
         return None if fenced else [SettleCode(code) for code in codes]
+
+    async def giveback(self, keys: SaleKeys, epoch: int, orders: Sequence[Sold]) -> list[GivebackCode] | None:
+        """The units of 1 to MAX_ENDED sold orders are on sale again, their limits back. None = fenced."""
+        flat: list[bytes | str | int] = []
+        for order in orders:
+            lines = [part for line in order.units.items() for part in line]
+            flat += [order.order_id, order.buyer_id, order.client_ip, order.device_id, len(order.units), *lines]
+        [(fenced, codes)] = await self._call(
+            "giveback", [(5, keys.meta, keys.stock, keys.used, keys.holds, keys.deltas, epoch, *flat)]
+        )
+        return None if fenced else [GivebackCode(code) for code in codes]
 
     async def ack(self, intake: bytes, group: str, entry_ids: Sequence[bytes]) -> int:
         """The entries, 1 to 1,000, are off the stream and off the pending list. Returns how many still were there."""

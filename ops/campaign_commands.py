@@ -3,6 +3,7 @@
 import argparse
 import tomllib
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ from rich.console import Console
 from rich.table import Table
 
 from core.desk.campaigns import Campaign
-from core.errors import ConfigInvalid, Invalid
+from core.errors import ConfigInvalid, Invalid, Refused, StoreUnavailable
 from core.model import AuditReport, CampaignName, CampaignSpec, Restock, explain
 from core.settings import Settings
+from lua.keys import home_shards, sale_keys
+from lua.scripts import Scripts
 from ops.desk import Desk, open_desk
 
 
 def add_arguments(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The flags of both commands."""
     part = parts.add_parser("campaign", help="define, open, pause, close, restock or show a campaign")
+    add_data_dir(part)
     actions = part.add_subparsers(dest="action", required=True, metavar="ACTION")
     action = actions.add_parser("apply", help="define a campaign from a TOML file, or change one")
     action.add_argument("file", type=Path, help="TOML; its key `campaign` names the campaign")
@@ -36,9 +40,18 @@ def add_arguments(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     action.add_argument("sku")
     action.add_argument("units", type=int, help="negative withdraws (write -- before a negative number)")
     action.add_argument("--id", help="the same id changes stock once, however often it is sent (default: a new one)")
+    for action in actions.choices.values():
+        # Without a default: it would take the place of the value that stood before the action.
+        add_data_dir(action, argparse.SUPPRESS)
     part = parts.add_parser("audit", help="judge the balance of a campaign over store, intake and ledger")
+    add_data_dir(part)
     part.add_argument("campaign")
     part.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_data_dir(part: argparse.ArgumentParser, default: str | None = None) -> None:
+    """The flag that says where the stack of a command runs."""
+    part.add_argument("--data-dir", default=default, help="folder of the stack to work on (RUSHGATE_DATA_DIR)")
 
 
 async def run(settings: Settings, args: argparse.Namespace) -> int:
@@ -51,11 +64,11 @@ async def run(settings: Settings, args: argparse.Namespace) -> int:
             else:
                 print_audit(report, Console())
             return 0 if report.ok else 1
-        await _campaign(desk, args)
+        await _campaign(desk, args, settings.shards)
     return 0
 
 
-async def _campaign(desk: Desk, args: argparse.Namespace) -> None:
+async def _campaign(desk: Desk, args: argparse.Namespace, shards: int) -> None:
     if args.action == "apply":
         name, spec = read_campaign(args.file, args.name)
         _print(await desk.campaigns.put(name, spec))
@@ -65,17 +78,28 @@ async def _campaign(desk: Desk, args: argparse.Namespace) -> None:
             change = msgspec.convert(values, Restock)
         except msgspec.ValidationError as exc:
             field, why = explain(exc)
-            raise Invalid(f"{field}: {why}", field) from exc
+            raise Invalid(why, field) from exc
+        await _refuse_draft(desk, args.campaign)
         done = await desk.campaigns.restock(args.campaign, change)
         print(f"{done.units:+d} units of {done.sku} (id {done.id}{', repeated' if done.repeated else ''})")
     else:
+        if args.action in ("pause", "close"):
+            await _refuse_draft(desk, args.campaign)
         call = {
             "open": desk.campaigns.open,
             "pause": desk.campaigns.pause,
             "close": desk.campaigns.close,
             "show": desk.campaigns.show,
         }[args.action]
-        _print(await call(args.campaign))
+        campaign = await call(args.campaign)
+        _print(campaign)
+        if args.action == "show" and campaign.state != "draft":
+            print("\n".join(await _stock_now(desk, campaign, shards)))
+
+
+async def _refuse_draft(desk: Desk, campaign: str) -> None:
+    if (await desk.campaigns.show(campaign)).state == "draft":
+        raise Refused(f"campaign {campaign} is a draft: open it first")
 
 
 def read_campaign(path: Path, name: str | None) -> tuple[str, CampaignSpec]:
@@ -84,13 +108,19 @@ def read_campaign(path: Path, name: str | None) -> tuple[str, CampaignSpec]:
         values: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise ConfigInvalid(f"{path} cannot be read: {exc}") from exc
-    name = name or values.get("campaign")
-    values.pop("campaign", None)
+    named = values.pop("campaign", None)
     try:
-        return msgspec.convert(name, CampaignName), msgspec.convert(values, CampaignSpec)
+        name = msgspec.convert(name or named, CampaignName)
+    except msgspec.ValidationError as exc:
+        why = "1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit"
+        raise Invalid(f"--name: {why}" if name else f"{path}: campaign: {why}") from exc
+    try:
+        return name, msgspec.convert(values, CampaignSpec)
     except msgspec.ValidationError as exc:
         field, why = explain(exc)
-        raise Invalid(f"{path}: {field or 'campaign'}: {why}", field) from exc
+        if not field:  # said of the whole by CampaignSpec, whose sentences begin with the field
+            field, _, why = why.partition(" ")
+        raise Invalid(f"{path}: {field}: {why}") from exc
 
 
 def _print(campaign: Campaign) -> None:
@@ -102,7 +132,27 @@ def _print(campaign: Campaign) -> None:
         f"  channels {', '.join(spec.channels) if spec.channels else 'all'}; spread {spec.spread}"
     )
     for sku in spec.skus:
-        print(f"  sku      {sku.sku}: {sku.name}, {sku.stock} units at {sku.price} minor units of {spec.currency}")
+        price = f"{sku.price} minor units of {spec.currency} each"
+        print(f"  sku      {sku.sku}: {sku.name}, {sku.stock:,} units at first, {price}")
+
+
+async def _stock_now(desk: Desk, campaign: Campaign, shards: int) -> list[str]:
+    """Lines on the units as the store has them now, or on why it does not say."""
+    keys = [sale_keys(s, campaign.campaign) for s in home_shards(campaign.campaign, campaign.spec.spread, shards)]
+    try:
+        readings = await Scripts(desk.store).audit(keys)
+    except StoreUnavailable as exc:
+        return [f"  now      not known: {exc.detail}"]
+    if any(r.meta.get("epoch") != str(campaign.epoch) for r in readings):
+        return ["  now      not known: the store does not hold this campaign as the ledger has it"]
+    lines = []
+    for sku in campaign.spec.skus:
+        units: Counter[str] = Counter()
+        for r in readings:
+            for word, found in (("left", r.left), ("held", r.held), ("sold", r.sold), ("allocation", r.allocation)):
+                units[word] += found.get(sku.sku, 0)
+        lines.append(f"  now      {sku.sku}: " + ", ".join(f"{word} {count:,}" for word, count in units.items()))
+    return lines
 
 
 def _limits(spec: CampaignSpec) -> str:

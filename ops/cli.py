@@ -11,12 +11,13 @@ import uvloop
 
 import gateway.process
 import workers.process
-from core.errors import ConfigInvalid, Fault
+from core.errors import ConfigInvalid, Fault, Invalid
 from core.ledger.migrate import migrate
 from core.settings import Settings
 from loadtest import command as rush_command
-from ops import campaign_commands, demo, doctor, logs, up
-from ops.desk import command_settings, connect_ledger
+from loadtest import partners_command
+from ops import campaign_commands, demo, doctor, logs, outbox_commands, up
+from ops.desk import command_place, connect_ledger
 from ops.processes import EX_CONFIG
 
 
@@ -42,15 +43,20 @@ def parser() -> argparse.ArgumentParser:
         "kind",
         choices=list(workers.process.KINDS),
         help="ledger: drains the intake into the ledger; expiry: ends orders that were not paid in time; "
-        "relay: carries messages from the outbox to the store",
+        "relay: carries messages from the outbox to the store and to partners",
     )
-    parts.add_parser("migrate", help="bring the ledger's schema to where this program wants it")
+    part = parts.add_parser("migrate", help="bring the ledger's schema to where this program wants it")
+    campaign_commands.add_data_dir(part)
     part = parts.add_parser("doctor", help="check settings, store, ledger and disk, and say what is wrong")
     part.add_argument("--json", action="store_true", help="print JSON")
+    campaign_commands.add_data_dir(part)
 
     campaign_commands.add_arguments(parts)
+    outbox_commands.add_arguments(parts)
     part = parts.add_parser("rush", help="send an open-loop rush to any gateway and print what came back")
     rush_command.add_arguments(part)
+    part = parts.add_parser("partners", help="play payment centre, warehouse and the other partners, for tests")
+    partners_command.add_arguments(part)
     return top
 
 
@@ -81,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     """The part that was asked for. Raises Fault."""
     if args.part == "rush":
         return rush_command.run_from_args(args)
+    if args.part == "partners":
+        return partners_command.run_from_args(args)
     if args.part in ("up", "demo"):
         settings = _stack_settings(args)
         logs.set_up("warning" if args.part == "demo" else settings.log_level)
@@ -96,11 +104,14 @@ def run(args: argparse.Namespace) -> int:
         return 0
     logs.set_up("warning")
     if args.part == "doctor":
-        return _run(doctor.doctor(os.environ, as_json=args.json))
-    settings = command_settings(os.environ)
-    if args.part == "migrate":
-        return _run(_migrate(settings))
-    return _run(campaign_commands.run(settings, args))
+        return _run(doctor.doctor(os.environ, args.data_dir, as_json=args.json))
+    place = command_place(os.environ, args.data_dir)
+    with place.explained():
+        if args.part == "migrate":
+            return _run(_migrate(place.settings))
+        if args.part in outbox_commands.PARTS:
+            return _run(outbox_commands.run(place.settings, args))
+        return _run(campaign_commands.run(place.settings, args))
 
 
 def _run(work: Coroutine[object, object, int]) -> int:
@@ -117,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rushgate: {exc.detail}", file=sys.stderr)
         return EX_CONFIG
     except Fault as exc:
-        print(f"rushgate: {exc.detail}", file=sys.stderr)
+        where = f"{exc.field}: " if isinstance(exc, Invalid) and exc.field else ""
+        print(f"rushgate: {where}{exc.detail}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -37,6 +37,11 @@ async def demo(settings: Settings, args: argparse.Namespace) -> int:
     name, spec = read_campaign(args.campaign_file, None)
     if not 1 <= args.buyers <= MAX_BUYERS:
         raise ConfigInvalid(f"--buyers: {args.buyers} is not between 1 and {MAX_BUYERS:,}")
+    foreign = settings.store_url or settings.ledger_dsn  # only where both are embedded, secrets are drawn
+    if foreign and not (settings.channel_keys and settings.admin_token):
+        raise ConfigInvalid(
+            "RUSHGATE_CHANNEL_KEYS and RUSHGATE_ADMIN_TOKEN must be set where store or ledger is not the embedded one"
+        )
     console = Console()
     with stop_signal() as stopping:
         result: list[int] = []
@@ -54,18 +59,12 @@ async def _demo(
     console.print("starting store, ledger, gateway and workers ...")
     async with running(settings) as stack, open_desk(stack.settings) as desk:
         name = await _free_name(desk, name)
+        options = _options(stack, name, args.buyers)
         await desk.campaigns.put(name, spec)
         await desk.campaigns.open(name)
         units = sum(s.stock for s in spec.skus)
         console.print(
             f"gateway at {stack.gateway}; campaign {name}: {units:,} units, {args.buyers:,} buyers\n", highlight=False
-        )
-        options = RushOptions(
-            url=stack.gateway,
-            campaign=name,
-            channel_key=stack.channel_key,
-            buyers=args.buyers,
-            connections=CONNECTIONS,
         )
         watch = LagWatch(desk, name, home_shards(name, spec.spread, stack.settings.shards))
         async with watch.watching():
@@ -84,6 +83,15 @@ async def _demo(
             await stack.supervisor.wait()
 
 
+def _options(stack: Stack, name: str, buyers: int) -> RushOptions:
+    try:
+        return RushOptions(
+            url=stack.gateway, campaign=name, channel_key=stack.channel_key, buyers=buyers, connections=CONNECTIONS
+        )
+    except ValueError as exc:
+        raise ConfigInvalid(f"the rush cannot be sent: {exc}") from exc
+
+
 async def _free_name(desk: Desk, name: str) -> str:
     """`name`, or with a number behind it: every demonstration has a campaign of its own."""
     for n in range(1, 10_000):
@@ -98,20 +106,21 @@ async def _free_name(desk: Desk, name: str) -> str:
 def _what_next(stack: Stack, name: str, spec: CampaignSpec, report: RushReport, console: Console) -> None:
     """Three lines for a shell, that work as printed."""
     url, sku = stack.gateway, spec.skus[0].sku
+    curl = "curl -s -w '\\n'"  # our answers end without a newline
+    admin = f"-H 'Authorization: Bearer {stack.settings.admin_token}'"
     channel = f"-H 'Authorization: Bearer {stack.channel_key}'"
     lines = [
         "# put 10 more units on sale",
-        f"curl -s {url}/v1/admin/campaigns/{name}/restock -H 'Authorization: Bearer {stack.settings.admin_token}' "
-        f'-d \'{{"id":"more-1","sku":"{sku}","units":10}}\'',
+        f'{curl} {url}/v1/admin/campaigns/{name}/restock {admin} -d \'{{"id":"more-1","sku":"{sku}","units":10}}\'',
         "# buy one of them, a moment later as the SKU was empty (the same key again gives the same order)",
         "sleep 1",
-        f"curl -s {url}/v1/campaigns/{name}/orders {channel} -H 'Idempotency-Key: my-first-order' "
+        f"{curl} {url}/v1/campaigns/{name}/orders {channel} -H 'Idempotency-Key: my-first-order' "
         f'-d \'{{"buyer_id":"me","items":[{{"sku":"{sku}","quantity":1}}]}}\'',
     ]
     if report.accepted_orders:
         lines += [
             "# where is the first order of the rush",
-            f"curl -s {url}/v1/orders/{report.accepted_orders[0].order_id} {channel}",
+            f"{curl} {url}/v1/orders/{report.accepted_orders[0].order_id} {channel}",
         ]
     console.print("\nIt goes on serving. Try, in another terminal:\n", highlight=False)
     for line in lines:

@@ -3,18 +3,19 @@
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 
 from core.desk.audit import Auditor
 from core.desk.campaigns import CampaignDesk
-from core.errors import ConfigInvalid
+from core.errors import ConfigInvalid, LedgerUnavailable, StoreUnavailable
 from core.ledger.pool import Pool, open_pool
 from core.settings import Settings
 from lua.connection import SharedConnection
+from ops.embedded import is_owned
 
 STACK_FILE = "stack.json"  # in the data directory, 0600: how to reach the stack that runs there
 
@@ -28,21 +29,65 @@ class Desk(NamedTuple):
     ledger: Pool
 
 
-def command_settings(environ: Mapping[str, str]) -> Settings:
-    """The settings of a command; where they name no store and ledger, those of the stack in the data directory.
+class Place(NamedTuple):
+    """Where a command works: its settings, and the stack of the data directory if they are of it."""
+
+    settings: Settings
+    folder: Path | None = None  # None: the settings name store and ledger themselves
+    gateway: str = ""  # URL, of the stack's
+
+    @property
+    def is_dead(self) -> bool:
+        """The settings are of a stack whose `rushgate up` ended without a farewell."""
+        return self.folder is not None and not is_owned(self.folder)
+
+    def obituary(self) -> str:
+        """What to say of a dead stack."""
+        return f"the stack in {self.folder} has died: start `rushgate up`"
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """A service that is away because its stack is dead is told so. Raises ConfigInvalid."""
+        try:
+            yield
+        except (ConfigInvalid, StoreUnavailable, LedgerUnavailable) as exc:
+            if self.is_dead:
+                raise ConfigInvalid(self.obituary()) from exc
+            raise
+
+
+def command_place(environ: Mapping[str, str], data_dir: str | None = None) -> Place:
+    """The settings of a command: what environment and TOML file name, the rest from the stack in the data directory.
+
+    Settings that name store and ledger need no stack. `data_dir` wins over both.
 
     Raises: ConfigInvalid.
     """
-    settings = Settings.from_env(environ)
-    stack = Path(settings.data_dir) / STACK_FILE
-    if settings.store_url and settings.ledger_dsn:
-        return settings
-    if not stack.exists():
+    given = Settings.given(environ) | ({"data_dir": data_dir} if data_dir else {})
+    named = {name for name in ("store_url", "ledger_dsn") if given.get(name)}
+    settings = Settings().with_values(**given)
+    if len(named) == 2:
+        return Place(settings)
+    folder = Path(settings.data_dir)
+    try:
+        stack = json.loads((folder / STACK_FILE).read_text("utf-8"))
+    except FileNotFoundError:
+        stack = None
+    except (OSError, ValueError) as exc:
+        raise ConfigInvalid(f"{folder / STACK_FILE} cannot be read: {exc}") from exc
+    known: dict[str, Any] = stack["settings"] if stack else {}
+    if any(known.get(name) != given[name] for name in named):
+        raise ConfigInvalid("set both RUSHGATE_STORE_URL and RUSHGATE_LEDGER_DSN, or neither")
+    if not stack:
         raise ConfigInvalid(
-            f"no stack runs in {settings.data_dir} (`rushgate up` starts one there), and RUSHGATE_STORE_URL and "
-            "RUSHGATE_LEDGER_DSN name none elsewhere"
+            f"no stack runs in {folder}: there is no {STACK_FILE} in that folder. Start one with `rushgate up`, name "
+            "another folder (RUSHGATE_DATA_DIR or --data-dir), or set RUSHGATE_STORE_URL and RUSHGATE_LEDGER_DSN"
         )
-    return settings.with_values(**json.loads(stack.read_text("utf-8"))["settings"])
+    if given.get("shards", known["shards"]) != known["shards"]:
+        raise ConfigInvalid(f"RUSHGATE_SHARDS: the stack in {folder} has {known['shards']}, fixed for its life")
+    empty = {"store_url", "ledger_dsn"} - named
+    mine = {name: value for name, value in given.items() if name not in empty}
+    return Place(Settings().with_values(**known | mine), folder, stack["gateway"])
 
 
 @contextlib.asynccontextmanager

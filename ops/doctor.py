@@ -7,6 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -17,14 +18,20 @@ from redis.exceptions import RedisError
 
 from core.errors import ConfigInvalid, Fault, SchemaMismatch
 from core.ledger.migrate import require_current
+from core.ledger.queries import query
 from core.settings import Settings
-from lua.connection import SharedConnection, StoreConnection
-from ops.desk import command_settings, connect_ledger
+from lua.connection import Command, SharedConnection, StoreConnection
+from lua.keys import intake_key
+from ops.desk import Place, command_place, connect_ledger
+from ops.stack import readyz
+from workers.ledger import GROUP
+from workers.process import KINDS
 
 Verdict = Literal["ok", "warning", "wrong"]
 
 PROBES = 200  # fsyncs, and round trips
 SLOW_FSYNC_MS = 5.0
+SILENT_MS = 2_000  # longer than a living worker's wait for entries takes; it claims twice in claim_idle_ms besides
 PACKAGES = ("asyncpg", "hiredis", "httptools", "msgspec", "redis", "starlette", "uvicorn", "uvloop")
 
 
@@ -36,17 +43,19 @@ class Check(msgspec.Struct, frozen=True):
     words: str
 
 
-async def doctor(environ: Mapping[str, str], as_json: bool) -> int:
+async def doctor(environ: Mapping[str, str], data_dir: str | None, as_json: bool) -> int:
     """Exit status 0 if nothing is wrong; warnings do not count."""
     checks = [_versions()]
     try:
-        settings = command_settings(environ)
+        place = command_place(environ, data_dir)
     except ConfigInvalid as exc:
         checks.append(Check("settings", "wrong", exc.detail))
     else:
+        settings = place.settings
         checks += _settings(settings)
-        checks += await _store(settings)
-        checks.append(await _ledger(settings))
+        checks += await _gateway(place)
+        checks += await _store(place)
+        checks += await _ledger(place)
         checks.append(await asyncio.to_thread(_disk, settings))
     if as_json:
         print(msgspec.json.encode(checks).decode())
@@ -63,26 +72,65 @@ def _versions() -> Check:
     return Check("versions", "ok", f"Python {sys.version.split()[0]}, {found}, {os.cpu_count()} cores")
 
 
-def _settings(settings: Settings) -> list[Check]:
-    checks = []
+def missing_keys(settings: Settings) -> list[str]:
+    """What cannot be called for want of a secret, as sentences."""
+    found = []
     if not settings.admin_token:
-        checks.append(Check("settings", "warning", "RUSHGATE_ADMIN_TOKEN is empty: all admin calls are refused"))
+        found.append("RUSHGATE_ADMIN_TOKEN is empty: all admin calls are refused")
     if not settings.channel_keys:
-        checks.append(Check("settings", "warning", "RUSHGATE_CHANNEL_KEYS is empty: no channel can send orders"))
+        found.append("RUSHGATE_CHANNEL_KEYS is empty: no channel can send orders")
+    return found
+
+
+def _settings(settings: Settings) -> list[Check]:
+    checks = [Check("settings", "warning", words) for words in missing_keys(settings)]
     if settings.durability == "memory":
         words = "RUSHGATE_DURABILITY is memory: a crash of the store loses orders that were answered 202"
         checks.append(Check("settings", "warning", words))
     return checks or [Check("settings", "ok", f"{settings.shards} shards, durability {settings.durability}")]
 
 
-async def _store(settings: Settings) -> list[Check]:
+async def _gateway(place: Place) -> list[Check]:
+    """Whether the stack that the settings are of is alive; a gateway elsewhere is not known here."""
+    if place.folder is None:
+        return []
+    if place.is_dead:
+        return [Check("stack", "wrong", place.obituary())]
+    status, said = await asyncio.to_thread(readyz, place.gateway)
+    if status != 200:
+        return [Check("gateway", "wrong", f"{place.gateway}/readyz answers {status or 'nothing'}: {said}")]
+    return [Check("gateway", "ok", f"{place.gateway} takes orders")]
+
+
+def _workers(place: Place, kind: str, count: int) -> Check:
+    name = f"{kind} worker"
+    if count:
+        return Check(name, "ok", f"{count} at work")
+    # A stack has workers of every kind; elsewhere they may not have been started yet.
+    return Check(name, "warning" if place.folder is None else "wrong", f"none is at work: `rushgate worker {kind}`")
+
+
+async def _store(place: Place) -> list[Check]:
+    settings = place.settings
     store = SharedConnection(settings.store_url, settings.durability, settings.store_timeout_s, "doctor")
     try:
-        return await _ask_store(settings, store)
+        return [*await _ask_store(settings, store), _workers(place, GROUP, await _consumers(settings, store))]
     except Fault as exc:
         return [Check("store", "wrong", exc.detail)]
     finally:
         await store.close()
+
+
+async def _consumers(settings: Settings, store: StoreConnection) -> int:
+    """Ledger workers that asked the intake for work just now."""
+    asks: list[Command] = [("XINFO", "CONSUMERS", intake_key(shard), GROUP) for shard in range(settings.shards)]
+    living = set()
+    for reply in await store.exchange(asks):
+        for consumer in [] if isinstance(reply, RedisError) else reply:  # an error: no worker has ever been there
+            facts = dict(zip(consumer[::2], consumer[1::2], strict=True))
+            if facts[b"idle"] < settings.claim_idle_ms + SILENT_MS:
+                living.add(facts[b"name"])
+    return len(living)
 
 
 async def _ask_store(settings: Settings, store: StoreConnection) -> list[Check]:
@@ -122,11 +170,24 @@ async def _ask_store(settings: Settings, store: StoreConnection) -> list[Check]:
     return checks
 
 
-async def _ledger(settings: Settings) -> Check:
+async def _ledger(place: Place) -> list[Check]:
     try:
-        connection = await connect_ledger(settings)
+        connection = await connect_ledger(place.settings)
     except ConfigInvalid as exc:
-        return Check("ledger", "wrong", exc.detail)
+        return [Check("ledger", "wrong", exc.detail)]
+    try:
+        checks = [await _ask_ledger(connection)]
+        # These two have no group in the intake; the ledger knows its connections by name.
+        rows = await connection.fetch(query("list_processes"))
+        found = Counter(str(row[0]).removeprefix("rushgate-").partition("-")[0] for row in rows)
+        return checks + [_workers(place, kind, found[kind]) for kind in KINDS if kind != GROUP]
+    except (asyncpg.PostgresError, OSError, TimeoutError) as exc:
+        return [Check("ledger", "wrong", f"it answers {exc}")]
+    finally:
+        connection.terminate()
+
+
+async def _ask_ledger(connection: asyncpg.Connection) -> Check:
     try:
         version = await connection.fetchval("SHOW server_version")
         fsync = await connection.fetchval("SHOW fsync")
@@ -134,10 +195,6 @@ async def _ledger(settings: Settings) -> Check:
         await require_current(connection)
     except SchemaMismatch as exc:
         return Check("ledger", "wrong", exc.detail)
-    except (asyncpg.PostgresError, OSError, TimeoutError) as exc:
-        return Check("ledger", "wrong", f"it answers {exc}")
-    finally:
-        connection.terminate()
     if fsync != "on" or commit == "off":
         words = f"fsync is {fsync}, synchronous_commit is {commit}: a crash loses orders that have left the store"
         return Check("ledger", "wrong", words)

@@ -34,7 +34,10 @@ class DataDirBusy(EmbeddedFault):
     def __init__(self, data_dir: Path, pid: int | None) -> None:
         self.pid = pid
         owner = f"process {pid}" if pid else "another process"
-        super().__init__(f"{data_dir} is in use by {owner}: stop that one, or choose another data directory")
+        super().__init__(
+            f"{data_dir} is in use by {owner}: stop that one, or choose another data directory "
+            "(RUSHGATE_DATA_DIR or --data-dir)"
+        )
 
 
 class PortTaken(EmbeddedFault):
@@ -115,6 +118,21 @@ class DataDirLock:
         os.ftruncate(fd, 0)
         os.write(fd, b"%d\n" % os.getpid())
         return fd
+
+
+def is_owned(data_dir: Path) -> bool:
+    """A living process owns the data directory. Looks through the lock, and changes nothing."""
+    try:
+        fd = os.open(data_dir / "lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 class ServerProcess:

@@ -157,7 +157,7 @@ async def _until_ready(gateway: str, supervisor: Supervisor, logs: Path) -> None
         while loop.time() < until_s:
             if watch.done():
                 await watch
-            status, said = await asyncio.to_thread(_readyz, gateway)
+            status, said = await asyncio.to_thread(readyz, gateway)
             if status == 200:
                 return
             if "not_as_promised" in said:
@@ -169,7 +169,8 @@ async def _until_ready(gateway: str, supervisor: Supervisor, logs: Path) -> None
     raise ConfigInvalid(f"the gateway is not ready: it says {said}; see {logs}")
 
 
-def _readyz(gateway: str) -> tuple[int, str]:
+def readyz(gateway: str) -> tuple[int, str]:
+    """Status and body of the gateway's answer; 0 and the reason when there is none."""
     parts = urlsplit(gateway)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
     try:

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 
 from core.settings import Settings
+from ops.doctor import missing_keys
 from ops.stack import running
 
 
@@ -45,5 +47,7 @@ async def up(settings: Settings) -> int:
 
 async def _serve(settings: Settings) -> None:
     async with running(settings) as stack:
+        for words in missing_keys(stack.settings):
+            print(f"rushgate: warning: {words}", file=sys.stderr, flush=True)
         print(stack.ready_line(), flush=True)
         await stack.supervisor.wait()

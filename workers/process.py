@@ -18,6 +18,7 @@ from core.settings import Settings
 from lua.connection import StoreConnection
 from workers.expiry import ExpiryWorker
 from workers.ledger import BLOCK_MS, LedgerWorker
+from workers.partners import partners_of
 from workers.relay import RelayWorker
 from workers.writer import LedgerWriter
 
@@ -65,7 +66,8 @@ def _expiry_worker(settings: Settings, ledger: Pool, name: str) -> ExpiryWorker:
 
 
 def _relay_worker(settings: Settings, ledger: Pool, name: str) -> RelayWorker:
-    return RelayWorker(ledger, _store(settings, name, settings.store_timeout_s), range(settings.shards))
+    partners = partners_of(settings.partners_url, settings.partner_secrets)
+    return RelayWorker(ledger, _store(settings, name, settings.store_timeout_s), range(settings.shards), partners)
 
 
 def _store(settings: Settings, name: str, timeout_s: float) -> StoreConnection:
@@ -77,6 +79,7 @@ KINDS: dict[str, Callable[[Settings, Pool, str], Worker]] = {
     "expiry": _expiry_worker,
     "relay": _relay_worker,
 }
+CONNECTIONS = {"relay": 2}  # to the ledger, if not 1: a relay claims and records at the same time
 
 
 async def serve(settings: Settings, kind: str) -> None:
@@ -85,7 +88,9 @@ async def serve(settings: Settings, kind: str) -> None:
         raise ConfigInvalid("RUSHGATE_STORE_URL and RUSHGATE_LEDGER_DSN must be set (`rushgate up` brings its own)")
     # The random part keeps a restarted process with the same pid from answering for its predecessor's entries.
     name = f"{kind}-{os.getpid()}-{secrets.token_hex(4)}"
-    ledger = await open_pool(settings.ledger_dsn, f"rushgate-{name}", settings.ledger_timeout_s, size=1)
+    ledger = await open_pool(
+        settings.ledger_dsn, f"rushgate-{name}", settings.ledger_timeout_s, size=CONNECTIONS.get(kind, 1)
+    )
     stopping = asyncio.Event()
     worker = KINDS[kind](settings, ledger, name)
 

@@ -27,7 +27,7 @@ from lua.connection import SharedConnection
 from lua.keys import SaleKeys, home_shards, sale_keys
 from lua.scripts import Reading, Scripts
 
-PAGE = 100  # entries, or hash fields, read from the store at once
+PAGE = 10  # entries, or hash fields, read from the store at once
 RECORDS = 200_000  # holds read one by one; beyond it they are only counted
 
 

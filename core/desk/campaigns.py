@@ -209,7 +209,9 @@ class CampaignDesk:
 
     async def _finish_moves(self, known: Campaign) -> None:
         """What others began and did not end is ended: changes in the journal, transfers between the shards."""
-        begun = [m for m in await self._moves(known) if m["state"] == "pending" and m["kind"] != "open"]
+        # The returns are the relay's: its script makes them once per order.
+        mine = ("restock", "close")
+        begun = [m for m in await self._moves(known) if m["state"] == "pending" and m["kind"] in mine]
         await self._make(known, [_as_move(m) for m in begun])
         readings = await self._scripts.audit(self._keys(known))
         for shard, reading in zip(self._home(known), readings, strict=True):
@@ -301,7 +303,10 @@ def _as_move(row: asyncpg.Record) -> Move:
 def _meta(spec: CampaignSpec, state: str) -> dict[str, str | int]:
     """The fields of the store's meta that a definition and a state make. Times in ms."""
     limits = spec.limits
+    # Once set, never unset: what is counted stays counted, so a limit that comes back finds its counters complete.
+    counted = {f"count_{kind}": 1 for kind in ("buyer_sku", "ip", "device") if getattr(limits, kind) is not None}
     return {
+        **counted,
         "state": state,
         "opens_ms": int(spec.opens_at.timestamp() * 1000),
         "closes_ms": int(spec.closes_at.timestamp() * 1000),

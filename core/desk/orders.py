@@ -1,7 +1,7 @@
-"""Moves of single orders along their flow: by people, by payments. The ledger decides; the relay tells the others.
+"""Moves of single orders along their flow: by people, partners and payments. The ledger decides; the relay tells.
 
-Of two moves out of one state the first to commit wins, and the other one looks again: what it wanted may still be
-allowed from where the order is now (a payment after an expiry is), or is refused with the list of what is.
+Of two moves out of one state the first to commit wins, and the other one finds the order where it is then: what it
+wanted may still be allowed from there (a payment after an expiry is), or is refused with the list of what is.
 """
 
 from datetime import datetime
@@ -13,25 +13,25 @@ import msgspec
 from asyncpg.pgproto.pgproto import UUID
 from msgspec import Struct
 
-from core.errors import Conflicting, LedgerUnavailable, NotAllowed, OrderUnknown
-from core.flows import FLOWS
+from core.desk.moves import Event, Moved, Moves, Order, make, totals
+from core.desk.refunds import repaid
+from core.errors import Conflicting, NotAllowed, OrderUnknown, Refused
 from core.flows.table import Actor, Flow, Step
 from core.ids import shard_of
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
-from core.model import CampaignSpec, Payment
-from lua.keys import home_shards
+from core.model import Payment, ShipTo
 
-TRIES = 5  # a move that loses so many races in a row is given back as a fault
-MAX_TYPES = 10_000  # campaigns whose order type is remembered
+__all__ = ["PARTNERS", "Event", "Moved", "OrderDesk", "TraceStep"]
 
+URGE_EVERY_S = 60.0  # between two urges that the merchant hears of
 
-class Moved(Struct, frozen=True):
-    """An order after a call: its state and version, and whether this very call moved it."""
-
-    state: str
-    version: int
-    moved: bool
+# Partner -> what it calls its deeds, beside the flow's own words for them.
+PARTNERS: dict[Actor, dict[str, str]] = {
+    "warehouse": {},
+    "provisioning": {"provision": "provisioned", "unprovision": "unprovisioned"},
+    "billing": {"bill": "billed", "unbill": "unbilled"},
+}
 
 
 class TraceStep(Struct, frozen=True, omit_defaults=True):
@@ -55,76 +55,101 @@ class OrderDesk:
 
     def __init__(self, ledger: Pool, shards: int) -> None:
         self._ledger = ledger
-        self._shards = shards
-        self._types: dict[str, str] = {}  # campaign -> order type; it never changes once there are orders
+        self._moves = Moves(ledger, shards)
 
     async def act(self, order_id: bytes, action: str, actor: Actor, who: str, channel: str | None = None) -> Moved:
         """The order has made the step of `action`, by `who` (recorded as the actor, e.g. `channel:app`).
 
         `channel`: only an order of this channel is known. Raises: OrderUnknown, NotAllowed (with what is allowed),
-        LedgerUnavailable.
+        Refused if a review is open that the step must wait for, LedgerUnavailable.
         """
-        for _ in range(TRIES):
-            moved = await ask(partial(self._try, order_id, action, actor, who, channel))
-            if moved is not None:
-                return moved
-        raise LedgerUnavailable(f"the order changed {TRIES} times while it was looked at")
 
-    async def _try(self, order_id: bytes, action: str, actor: Actor, who: str, channel: str | None) -> Moved | None:
-        async with self._ledger.acquire() as connection, connection.transaction():
-            row = await connection.fetchrow(query("order_state"), shard_of(order_id), UUID(order_id))
-            if row is None or channel not in (None, row["channel"]):
-                raise OrderUnknown("no such order")
-            flow = await self._flow(connection, row["campaign"])
-            step = flow.step(row["state"], action)
-            if step is None or actor not in step.actors:
-                raise NotAllowed(row["state"], action, flow.allowed(row["state"], actor))
-            return await _make(connection, order_id, step, who)
+        async def work(connection: Any, order: Order) -> Moved:
+            step = order.step(action, actor)
+            # `after_sales_over` is this and a time, which who acts as the system has looked at.
+            reviewed = step.guard in ("no_open_review", "after_sales_over")
+            if reviewed and (await totals(connection, order)).asked:
+                raise Refused("a refund of this order is under review")
+            return (await make(connection, order, step, who)).here(True)
+
+        return await self._moves.run(order_id, channel, work)
+
+    async def report(self, order_id: bytes, partner: Actor, action: str) -> Moved:
+        """The order has made the step that a partner reports; a report that comes again changes nothing.
+
+        Raises: OrderUnknown, NotAllowed, LedgerUnavailable.
+        """
+        action = PARTNERS[partner].get(action, action)
+
+        async def work(connection: Any, order: Order) -> Moved:
+            try:
+                step = order.step(action, partner)
+            except NotAllowed:
+                # Only of the partner's own deeds: `cancel` by a warehouse is refused, whoever cancelled before.
+                own = any(s.action == action and partner in s.actors for s in order.flow.steps)
+                if own and await connection.fetchrow(query("last_event"), order.shard, order.uuid, action):
+                    return order.here()
+                raise
+            return (await make(connection, order, step, partner)).here(True)
+
+        return await self._moves.run(order_id, None, work)
+
+    async def urge(self, order_id: bytes, actor: Actor, who: str, channel: str | None) -> Moved:
+        """The merchant hears that the buyer waits, at most once a minute. Raises: as `act`."""
+
+        async def work(connection: Any, order: Order) -> Moved:
+            step = order.step("urge", actor)
+            last = await connection.fetchrow(query("last_event"), order.shard, order.uuid, "urge")
+            if last is not None and last["age_s"] < URGE_EVERY_S:
+                return order.here()
+            return (await make(connection, order, step, who)).here(True)
+
+        return await self._moves.run(order_id, channel, work)
+
+    async def change(self, order_id: bytes, ship_to: ShipTo, actor: Actor, who: str, channel: str | None) -> Moved:
+        """The order goes to this address; the same one again changes nothing. Raises: as `act`."""
+
+        async def work(connection: Any, order: Order) -> Moved:
+            step = order.step("change", actor)
+            new = msgspec.json.encode(ship_to).decode()
+            if not await connection.fetchrow(query("change_ship_to"), order.shard, order.uuid, new):
+                return order.here()
+            return (await make(connection, order, step, who)).here(True)
+
+        return await self._moves.run(order_id, channel, work)
 
     async def pay(self, payment: Payment, order_id: bytes) -> Moved:
         """The payment is on record once per its serial number, and the order has made its step, once.
 
         Paid in time: `pay`. After an expiry or a cancel: also `pay`, which leads to the refund. An order that is paid
-        already keeps its state; the second payment is on record and is paid back.
+        already keeps its state; the second payment is on record and is paid back. `refunded`: see `repaid`.
 
         Raises: OrderUnknown; Conflicting if the number was used otherwise, or amount or currency are not the order's;
         LedgerUnavailable.
         """
-        for _ in range(TRIES):
-            moved = await ask(partial(self._try_pay, payment, order_id))
-            if moved is not None:
-                return moved
-        raise LedgerUnavailable(f"the order changed {TRIES} times while it was paid")
 
-    async def _try_pay(self, payment: Payment, order_id: bytes) -> Moved | None:
-        shard, uuid = shard_of(order_id), UUID(order_id)
-        async with self._ledger.acquire() as connection, connection.transaction():
-            order = await connection.fetchrow(query("order_state"), shard, uuid)
-            if order is None:
-                raise OrderUnknown("no such order")
-            if (payment.amount, payment.currency) != (order["amount"], order["currency"]):
-                wanted = f"{order['amount']} {order['currency']}"
+        async def work(connection: Any, order: Order) -> Moved:
+            if payment.status == "refunded":
+                return await repaid(connection, order, payment)
+            if (payment.amount, payment.currency) != (order.amount, order.currency):
+                wanted = f"{order.amount} {order.currency}"
                 raise Conflicting(f"{payment.amount} {payment.currency} was paid, the order is of {wanted}", "amount")
             found = await connection.fetchrow(
-                query("put_payment"), shard, payment.payment_no, uuid,
+                query("put_payment"), order.shard, payment.payment_no, order.uuid,
                 payment.status, payment.amount, payment.currency, payment.paid_at,
             )  # fmt: skip
-            if found is None:
-                return None  # recorded by somebody whose transaction we cannot see yet: look again
+            if found is None:  # recorded for another order by somebody whose transaction this statement cannot see
+                raise asyncpg.SerializationError("the payment was recorded meanwhile")  # undone, and tried again
             said = (found["order_id"].bytes, found["status"], found["amount"], found["currency"])
             if said != (order_id, payment.status, payment.amount, payment.currency):
                 raise Conflicting(f"payment {payment.payment_no} was reported otherwise before", "payment_no")
-            here = Moved(order["state"], order["version"], False)
-            if not found["fresh"]:
-                return here
-            flow = await self._flow(connection, order["campaign"])
-            step = _payment_step(flow, order["state"], payment.status)
-            if step is None:
-                return here  # a failed payment of an order that waits for none
-            moved = await _make(connection, order_id, step, f"payment:{payment.payment_no}")
-            if moved is None:
-                raise asyncpg.SerializationError("the order moved meanwhile")  # undoes the record; `ask` tries again
-            return moved
+            step = _payment_step(order.flow, order.state, payment.status)
+            if not found["fresh"] or step is None:
+                return order.here()  # known already, or a failed payment of an order that waits for none
+            who = f"payment:{payment.payment_no}"
+            return (await make(connection, order, step, who, payment.amount)).here(True)
+
+        return await self._moves.run(order_id, None, work)
 
     async def trace(self, order_id: bytes, channel: str | None = None) -> list[TraceStep]:
         """Every step of an order, the oldest first. Raises: OrderUnknown, LedgerUnavailable."""
@@ -135,16 +160,10 @@ class OrderDesk:
         rows = await ask(lambda: self._ledger.fetch(query("trace_order"), shard, uuid))
         return [TraceStep(**dict(r)) for r in rows]
 
-    async def _flow(self, connection: Any, campaign: str) -> Flow:
-        known = self._types.get(campaign)
-        if known is None:
-            first = home_shards(campaign, 1, self._shards)[0]
-            row = await connection.fetchrow(query("get_campaign"), first, campaign)
-            known = msgspec.json.decode(row["spec"], type=CampaignSpec).order_type
-            if len(self._types) >= MAX_TYPES:
-                self._types.clear()
-            self._types[campaign] = known
-        return FLOWS[known]
+    async def events(self, order_id: bytes, after: int) -> list[Event]:
+        """The moves of an order after a version, the oldest first. Raises: LedgerUnavailable."""
+        rows = await ask(partial(self._ledger.fetch, query("events_after"), shard_of(order_id), UUID(order_id), after))
+        return [Event(**dict(r)) for r in rows]
 
 
 def _payment_step(flow: Flow, state: str, status: str) -> Step | None:
@@ -152,12 +171,3 @@ def _payment_step(flow: Flow, state: str, status: str) -> Step | None:
     if status == "failed":
         return flow.step(state, "pay_failed")
     return flow.step(state, "pay") or flow.step(state, "pay_again")
-
-
-async def _make(connection: Any, order_id: bytes, step: Step, who: str) -> Moved | None:
-    """The step is made; None if the order is in another state by now."""
-    rows = await connection.fetch(
-        query("move_orders"), shard_of(order_id), [UUID(order_id)],
-        step.state, step.to, step.action, who, step.reason, list(step.messages),
-    )  # fmt: skip
-    return Moved(step.to, rows[0]["version"], True) if rows else None

@@ -25,6 +25,9 @@ AWAY = (
     asyncpg.LockNotAvailableError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InvalidAuthorizationSpecificationError,  # a password or a database that is changed while we run
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.PostgresSystemError,  # an I/O error of the server
 )
 
 
@@ -50,8 +53,8 @@ async def open_pool(dsn: str, name: str, timeout_s: float, size: int) -> Pool:
     )
 
 
-async def ask(call: Callable[[], Awaitable[T]], attempts: int = 5) -> T:
-    """The result of an idempotent `call`, repeated at once when it loses a race.
+async def ask(call: Callable[[], Awaitable[T]], attempts: int = 5, timeout_s: float | None = None) -> T:
+    """The result of an idempotent `call`, repeated at once when it loses a race; `timeout_s` bounds each attempt.
 
     Raises:
         LedgerUnavailable: the ledger is away; the statement may or may not have been carried out.
@@ -59,7 +62,9 @@ async def ask(call: Callable[[], Awaitable[T]], attempts: int = 5) -> T:
     """
     for attempt in range(attempts):
         try:
-            return await call()
+            # Waiting for a connection of the pool counts too: the pool's own limit is for the statement alone.
+            async with asyncio.timeout(timeout_s):
+                return await call()
         except RACES as exc:
             if attempt + 1 == attempts:
                 raise LedgerUnavailable(f"lost {attempts} races in a row: {exc}") from exc

@@ -165,6 +165,7 @@ CREATE TABLE refunds (
     lines     jsonb,                -- of a refund in part: [{"sku","quantity","amount"}]
     at        timestamptz NOT NULL DEFAULT now(),
     done_at   timestamptz,
+    request_no text,                -- req_<version of the request>; NULL = nobody asked, it was due
     CONSTRAINT refunds_pkey PRIMARY KEY (shard, order_id, refund_no),
     CONSTRAINT refunds_amount CHECK (amount > 0),
     CONSTRAINT refunds_state CHECK (state IN ('requested', 'approved', 'rejected', 'done'))

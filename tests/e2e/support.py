@@ -1,6 +1,7 @@
 """Real processes and a plain HTTP client for the end-to-end tests."""
 
 import asyncio
+import base64
 import http.client
 import itertools
 import json
@@ -24,7 +25,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 20.0
 ADMIN = "e2e-admin-token-000"
 APP_KEY, WEB_KEY = "e2e-app-key-00000000", "e2e-web-key-00000000"
-KEYS = {"RUSHGATE_ADMIN_TOKEN": ADMIN, "RUSHGATE_CHANNEL_KEYS": f"app={APP_KEY},web={WEB_KEY}"}
+PARTNER_SECRET = "whsec_" + base64.b64encode(b"e2e-partner-secret-0000000000000").decode()
+KEYS = {
+    "RUSHGATE_ADMIN_TOKEN": ADMIN,
+    "RUSHGATE_CHANNEL_KEYS": f"app={APP_KEY},web={WEB_KEY}",
+    "RUSHGATE_PARTNER_SECRETS": PARTNER_SECRET,
+}
 
 _count = itertools.count(1)
 

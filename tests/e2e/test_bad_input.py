@@ -1,5 +1,6 @@
 """Everything that can be wrong with a request: the exact answer, nothing written, the connection still of use."""
 
+import contextlib
 import http.client
 import json
 import re
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.support import APP_KEY, Client, Reply, bearer, exchange, until
+from tests.e2e.support import APP_KEY, Client, Reply, Up, bearer, exchange, until
 from tests.support import fresh
 
 GOOD: dict[str, Any] = {"buyer_id": "b", "items": [{"sku": "red", "quantity": 1}]}
@@ -475,3 +476,28 @@ def test_bytes_that_are_no_http_are_400_and_the_gateway_goes_on(client: Client, 
     found = raw(client, data)
     assert found.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 405 "))
     assert client.call("GET", "/livez").status == 200
+
+
+@pytest.mark.parametrize("kind", ["one header", "many headers", "url"])
+def test_head_without_end_is_cut_off_and_costs_no_memory(stack: Up, kind: str) -> None:
+    """A client that never stops sending headers is answered 431 and loses its connection."""
+    start, piece = {
+        "one header": (b"GET /livez HTTP/1.1\r\nhost: x\r\nx-long: ", b"a" * 16_384),
+        "many headers": (b"GET /livez HTTP/1.1\r\nhost: x\r\n", b"x-many: a\r\n" * 1_024),
+        "url": (b"GET /", b"a" * 16_384),
+    }[kind]
+    sent = 0
+    answer = b""
+    with socket.create_connection((stack.client.host, stack.client.port), timeout=10) as connection:
+        connection.sendall(start)
+        try:
+            while sent < 20_000_000:
+                connection.sendall(piece)
+                sent += len(piece)
+        except OSError:
+            pass
+        with contextlib.suppress(OSError):
+            answer = connection.recv(65_536)
+    assert sent < 20_000_000
+    assert answer == b"" or answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
+    assert stack.client.call("GET", "/livez").status == 200

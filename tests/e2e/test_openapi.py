@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
-from tests.e2e.support import APP_KEY, Client, Reply, Up, bearer, definition, until
-from tests.e2e.test_lifecycle import paid
+from tests.e2e.support import ADMIN, APP_KEY, Client, Reply, Up, bearer, definition, until
+from tests.e2e.test_lifecycle import accepted, paid
+from tests.e2e.test_lifecycle_orders import SHIP_TO, report, send
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,14 @@ class Judge:
         response = self._served["paths"][path][method]["responses"][str(status)]
         [(kind, content)] = response["content"].items()
         assert reply.headers["content-type"].split(";")[0] == kind
+        if kind == "text/event-stream":
+            data = [line[6:] for line in reply.body.splitlines() if line.startswith(b"data: ")]
+            event = content["x-event-data"] | {"components": self._served["components"]}
+            assert data
+            for line in data:
+                Draft202012Validator(event, format_checker=FormatChecker()).validate(json.loads(line))
+            self.seen.add((path, method, str(status)))
+            return reply
         bodies = reply.body.splitlines() if kind == "application/x-ndjson" else [reply.body]
         schema = content["schema"] | {"components": self._served["components"]}
         for body in bodies:
@@ -94,6 +103,8 @@ def test_real_answers_of_every_path_are_as_documented(stack: Up, client: Client,
     judge("post", payment, client.call("POST", payment, b"{}"), 401)
     judge("post", payment, paid(stack, order), 200)
 
+    judge_orders(judge, stack, client)
+
     judge("get", admin + "/audit", client.admin("GET", f"{name}/audit"), 200)
     judge("post", admin + "/close", client.admin("POST", f"{name}/close"), 200)
     judge("post", admin + "/open", client.admin("POST", f"{name}/open"), 409)
@@ -106,6 +117,53 @@ def test_real_answers_of_every_path_are_as_documented(stack: Up, client: Client,
         if status < "300"
     }
     assert ok <= judge.seen
+
+
+def judge_orders(judge: Judge, stack: Up, client: Client) -> None:
+    """Every call about an order after its 202, answered and refused."""
+    order, one = accepted(client, client.sale({"red": 3})), "/v1/orders/{order_id}"
+    paid(stack, order)
+
+    def ask(method: str, end: str, status: int, body: Any = None, key: str = APP_KEY, path: str = "") -> Any:
+        reply = send(client, method.upper(), order, end, body, key)
+        return judge(method, one + (path or end), reply, status).json
+
+    judge("get", "/v1/orders", client.get("/v1/orders?limit=2"), 200)
+    judge("get", "/v1/orders", client.get("/v1/orders?limit=0"), 422)
+    judge("get", "/v1/orders", client.get("/v1/orders", "wrong"), 401)
+    judge("get", one, client.get(f"/v1/orders/{order}?wait=0.1"), 200)
+    judge("get", one, client.get(f"/v1/orders/{order}?wait=x"), 422)
+    ask("patch", "", 200, {"ship_to": SHIP_TO})
+    ask("patch", "", 422, {})
+    ask("post", "/urge", 200)
+    ask("post", "/suspend", 200, key=ADMIN)
+    ask("post", "/suspend", 401)
+    ask("post", "/resume", 200, key=ADMIN)
+    ask("post", "/resume", 409, key=ADMIN)
+    asked = [ask("post", "/refunds", 200, {"amount": n})["refund_no"] for n in (1, 2)]
+    ask("post", "/refunds", 409, {"amount": 101})
+    ask("post", "/refunds", 422, {"amount": 0})
+    ask("get", "/refunds", 200)
+    for number, what in zip(asked, ("approve", "reject"), strict=True):
+        path = f"/refunds/{{refund_no}}/{what}"
+        ask("post", f"/refunds/{number}/{what}", 200, key=ADMIN, path=path)
+        ask("post", f"/refunds/x/{what}", 404, key=ADMIN, path=path)
+    partner = "/v1/partners/{partner}/callback"
+    judge("post", partner, report(client, "warehouse", order, "pick"), 200)
+    judge("post", partner, report(client, "warehouse", order, "goods_back"), 409)
+    judge("post", partner, report(client, "nobody", order, "pick"), 404)
+    report(client, "warehouse", order, "ship")
+    ask("post", "/confirm-receipt", 200)
+    ask("post", "/confirm-receipt", 409)
+    ask("post", "/returns", 200)
+    report(client, "warehouse", order, "goods_back")
+    for refund in ask("get", "/refunds", 200)["refunds"]:
+        if refund["state"] == "approved":
+            number, amount = refund["refund_no"], refund["amount"]
+            reply = paid(stack, order, payment_no=number, amount=amount, status="refunded")
+            judge("post", "/v1/payments/callback", reply, 200)
+    judge("get", one + "/events", client.get(f"/v1/orders/{order}/events"), 200)
+    judge("get", one + "/events", client.get("/v1/orders/x/events"), 404)
 
 
 def test_judge_refuses_a_body_that_is_not_as_documented(served: dict[str, Any]) -> None:

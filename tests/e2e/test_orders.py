@@ -229,7 +229,7 @@ def quiet_stack(tmp_path: Path) -> Iterator[Up]:
     try:
         yield up.wait_ready()
     finally:
-        for pid in up.children("worker"):
+        for pid in up.children("ledger"):
             _signal(pid, signal.SIGCONT)
         up.end()
 
@@ -241,7 +241,7 @@ def _signal(pid: int, signum: signal.Signals) -> None:
 def test_order_looks_the_same_before_and_after_the_ledger_has_it(quiet_stack: Up) -> None:
     client = quiet_stack.client
     campaign = client.sale({"red": 2_000})
-    [worker] = quiet_stack.children("worker")
+    [worker] = quiet_stack.children("ledger")
     _signal(worker, signal.SIGSTOP)
     made = [client.order(campaign).json["status_url"] for _ in range(20)]
     before = [client.get(url) for url in made]

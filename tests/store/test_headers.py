@@ -7,7 +7,7 @@ import pytest
 
 from lua.connection import SharedConnection
 from lua.reserve import ReserveCode
-from lua.scripts import ChangeCode, OpenCode, ReleaseCode, RestockCode, SettleCode
+from lua.scripts import ChangeCode, GivebackCode, OpenCode, ReleaseCode, RestockCode, SettleCode
 from lua.source import LuaSource, script_names
 from tests.support import tell
 
@@ -18,8 +18,9 @@ CODES: dict[str, type[IntEnum]] = {
     "restock": RestockCode,
     "release": ReleaseCode,
     "settle": SettleCode,
+    "giveback": GivebackCode,
 }
-FLAGS = {"reserve": "", "open": "", "change": "allow-oom", "restock": "allow-oom", "ack": "allow-oom", "release": "allow-oom", "settle": "allow-oom", "audit": "no-writes"}  # fmt: skip # noqa: E501
+FLAGS = {"reserve": "", "open": "", "change": "allow-oom", "restock": "allow-oom", "ack": "allow-oom", "release": "allow-oom", "settle": "allow-oom", "giveback": "allow-oom", "audit": "no-writes"}  # fmt: skip # noqa: E501
 NO_KEY = {"TIME"}  # commands that name no key
 
 every_script = pytest.mark.parametrize("name", script_names())

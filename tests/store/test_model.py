@@ -75,7 +75,7 @@ class Model:
             self.left[sku] -= quantity
             self.held[sku] += quantity
         for name in LIMITS:
-            if self.limits[name] is not None:
+            if name == "buyer" or self.limits[name] is not None:
                 self.used.update(counts[name])
         self.accepted[ask.field] = ask
         return C.ACCEPTED, ask.order_id, ""

@@ -106,11 +106,12 @@ async def test_release_takes_off_only_limits_that_were_counted(store: SharedConn
     """The limit came after the first order: releasing it must not forgive the second one."""
     sale = await StoreSale.open(store, {"red": 10})
     uncounted = await held(store, sale, "b1", ("red", 2))
-    await scripts.change(sale.keys, 1, 2, {"limit_buyer": 2})
-    await held(store, sale, "b1", ("red", 2))
+    await scripts.change(sale.keys, 1, 2, {"limit_ip": 2, "count_ip": 1})
+    await held(store, sale, "b2", ("red", 2))
     await scripts.release(sale.keys, 1, [uncounted])
-    assert await tell(store, "HGET", sale.keys.used, "b:b1") == b"2"
-    assert (await sale.reserve(store, sale.ask("b1"))).outcomes[0].code is ReserveCode.OVER_LIMIT
+    assert await tell(store, "HGET", sale.keys.used, "i:10.0.0.1") == b"2"
+    again = await sale.reserve(store, sale.ask("b3", ip="10.0.0.1"))
+    assert again.outcomes[0].code is ReserveCode.OVER_LIMIT
 
 
 async def test_released_buyer_may_buy_again_up_to_the_limit(store: SharedConnection, scripts: Scripts) -> None:

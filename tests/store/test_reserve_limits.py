@@ -6,6 +6,7 @@ import pytest
 
 from lua.connection import SharedConnection
 from lua.reserve import Ask, Outcome, ReserveCode
+from lua.scripts import Scripts
 from tests.support import StoreSale, contents, tell
 
 C = ReserveCode
@@ -101,7 +102,7 @@ async def test_reserve_unknown_ip_and_device_count_for_nothing(store: SharedConn
     sale = await StoreSale.open(store, {"red": 100}, limit_ip=1, limit_device=1)
     answers = await sale.reserve(store, *(sale.ask(f"b{n}") for n in range(5)))
     assert [o.code for o in answers.outcomes] == [C.ACCEPTED] * 5
-    assert not await tell(store, "EXISTS", sale.keys.used)
+    assert await tell(store, "HKEYS", sale.keys.used) == [b"b:b%d" % n for n in range(5)]  # buyers always count
 
 
 async def test_reserve_limit_counters_are_what_was_taken(store: SharedConnection) -> None:
@@ -128,3 +129,28 @@ async def test_reserve_replay_counts_once_for_limits(store: SharedConnection) ->
     asks = [sale.ask("b", key=key) for key in ("k1", "k1", "k2", "k1", "k3")]
     answers = await sale.reserve(store, *asks)
     assert [o.code for o in answers.outcomes] == [C.ACCEPTED, C.REPLAYED, C.ACCEPTED, C.REPLAYED, C.OVER_LIMIT]
+
+
+@pytest.mark.parametrize("kind", ["buyer", "buyer_sku", "ip", "device"])
+async def test_reserve_limit_that_was_lifted_and_set_again_counts_what_was_taken_meanwhile(
+    store: SharedConnection, scripts: Scripts, kind: str
+) -> None:
+    sale = await StoreSale.open(store, {"red": 100}, **{f"limit_{kind}": 2, f"count_{kind}": 1})
+
+    async def order() -> C:
+        return (await sale.reserve(store, sale.ask("bob", ip="10.0.0.1", device="d"))).outcomes[0].code
+
+    assert await order() is C.ACCEPTED
+    await scripts.change(sale.keys, 1, 2, {f"limit_{kind}": ""})
+    assert [await order() for _ in range(3)] == [C.ACCEPTED] * 3
+    await scripts.change(sale.keys, 1, 3, {f"limit_{kind}": 4})
+    assert await order() is C.OVER_LIMIT
+
+
+async def test_reserve_buyer_limit_that_comes_later_counts_from_the_start(
+    store: SharedConnection, scripts: Scripts
+) -> None:
+    sale = await StoreSale.open(store, {"red": 100})
+    await sale.reserve(store, sale.ask("bob", ("red", 3)))
+    await scripts.change(sale.keys, 1, 2, {"limit_buyer": 3})
+    assert (await sale.reserve(store, sale.ask("bob"))).outcomes[0].code is C.OVER_LIMIT

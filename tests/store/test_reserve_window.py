@@ -126,7 +126,7 @@ async def test_reserve_lease_of_waiting_units_ends_when_they_go_on_sale(
     await eventually(a_part_of_the_lease_is_over)
     [reply] = await raw_reserve(store, sale, [[sale.ask("a"), sale.ask("b", ("blue", 1))]])
     assert reply[CODES] == [C.SOLD_OUT, C.ACCEPTED]  # another SKU does not wait
-    assert reply[6] == [b"red", opens_ms - reply[NOW_MS], b"%d" % opens_ms]
+    assert reply[6] == [b"red", opens_ms - reply[NOW_MS], b"w%d" % opens_ms]
     assert 0 < reply[6][1] < LEASE_MS
     assert (await reading(store, sale)).left["red"] == 2
 

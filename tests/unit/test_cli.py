@@ -1,11 +1,18 @@
 """The command line: what is understood, and how errors end."""
 
 import argparse
+import json
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
-from core.errors import ConfigInvalid, Fault, StoreUnavailable
+from core.errors import ConfigInvalid, Fault, Invalid, StoreUnavailable
+from core.settings import Settings
 from ops import cli
+from ops.campaign_commands import read_campaign
+from ops.desk import STACK_FILE, command_place
 
 
 @pytest.mark.parametrize(
@@ -42,6 +49,7 @@ def test_wrong_usage_exits_2_and_says_how(argv: list[str], capsys: pytest.Captur
         (ConfigInvalid("RUSHGATE_X: wrong"), 78, "rushgate: RUSHGATE_X: wrong\n"),
         (StoreUnavailable("gone"), 1, "rushgate: gone\n"),
         (Fault("odd"), 1, "rushgate: odd\n"),
+        (Invalid("must not be 0", "units"), 1, "rushgate: units: must not be 0\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -62,3 +70,78 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("RUSHGATE_GATEWAY_WORKERS", "3")
     settings = cli._stack_settings(cli.parser().parse_args(["up", "--port", "2"]))
     assert (settings.port, settings.gateway_workers) == (2, 3)
+
+
+GOOD = """
+opens_at = 2026-01-01T00:00:00Z
+closes_at = 2026-01-02T00:00:00Z
+currency = "CNY"
+pay_within_s = 900
+[[skus]]
+sku = "red"
+name = "Red"
+stock = 1
+price = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "says"),
+    [
+        (f'campaign = "A B"{GOOD}', None, "{file}: campaign: 1 to 64 of a-z, 0-9, _ and -, beginning with"),
+        (GOOD, None, "{file}: campaign: 1 to 64 of"),
+        (f"campaign = 5{GOOD}", None, "{file}: campaign: 1 to 64 of"),
+        (f'campaign = "ok"{GOOD}', "_x", "--name: 1 to 64 of"),
+        (GOOD.replace("-02T", "-01T"), "x", "{file}: closes_at: must be later than opens_at"),
+        (GOOD + GOOD[GOOD.index("[[") :], "x", "{file}: skus: name the same sku twice"),
+        (GOOD.replace("stock = 1", "stock = -1"), "x", "{file}: skus[0].stock: "),
+    ],
+)
+def test_campaign_file_that_is_bad_names_itself_and_the_field(
+    tmp_path: Path, text: str, name: str | None, says: str
+) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    with pytest.raises(Invalid) as caught:
+        read_campaign(file, name)
+    assert str(caught.value).startswith(says.format(file=file))
+
+
+def stack_file(folder: Path, **values: Any) -> None:
+    known = Settings().with_values(store_url="redis://s", ledger_dsn="postgresql://l", shards=8, **values)
+    text = json.dumps({"gateway": "http://g", "settings": msgspec.structs.asdict(known)})
+    (folder / STACK_FILE).write_text(text)
+
+
+def test_command_place_takes_from_the_stack_only_what_is_not_named(tmp_path: Path) -> None:
+    stack_file(tmp_path, store_timeout_s=3.0, log_level="debug")
+    place = command_place({"RUSHGATE_DATA_DIR": str(tmp_path), "RUSHGATE_LOG_LEVEL": "error", "RUSHGATE_STORE_URL": ""})
+    found = place.settings
+    assert (place.folder, place.gateway, place.is_dead) == (tmp_path, "http://g", True)
+    assert (found.store_url, found.ledger_dsn, found.shards) == ("redis://s", "postgresql://l", 8)
+    assert (found.store_timeout_s, found.log_level) == (3.0, "error")
+
+
+def test_command_place_with_both_urls_needs_no_stack(tmp_path: Path) -> None:
+    stack_file(tmp_path)
+    env = {"RUSHGATE_STORE_URL": "redis://o", "RUSHGATE_LEDGER_DSN": "postgresql://o"}
+    place = command_place(env, str(tmp_path))
+    assert (place.folder, place.settings.store_url, place.settings.shards) == (None, "redis://o", 64)
+
+
+@pytest.mark.parametrize("name", ["RUSHGATE_STORE_URL", "RUSHGATE_LEDGER_DSN"])
+@pytest.mark.parametrize("runs", [True, False])
+def test_command_place_with_one_foreign_url_is_refused(tmp_path: Path, name: str, runs: bool) -> None:
+    if runs:
+        stack_file(tmp_path)
+    config = tmp_path / "c.toml"
+    config.write_text(f'{name.removeprefix("RUSHGATE_").lower()} = "redis://other"\n')
+    for env in ({name: "redis://other"}, {"RUSHGATE_CONFIG": str(config)}):
+        with pytest.raises(ConfigInvalid, match=r"^set both RUSHGATE_STORE_URL and RUSHGATE_LEDGER_DSN, or neither$"):
+            command_place(env, str(tmp_path))
+
+
+def test_command_place_with_other_shards_than_the_stack_is_refused(tmp_path: Path) -> None:
+    stack_file(tmp_path)
+    with pytest.raises(ConfigInvalid, match=r"^RUSHGATE_SHARDS: the stack in .* has 8"):
+        command_place({"RUSHGATE_SHARDS": "64"}, str(tmp_path))

@@ -18,7 +18,7 @@ from loadtest.command import CHANNEL_KEY_ENV, add_arguments, run_from_args
 from loadtest.display import RushDisplay, print_report
 from loadtest.report import Percentiles, RushReport
 from loadtest.rush import Progress
-from tests.unit.test_rush_server import Asked, Reply, Shop
+from tests.unit.test_rush_server import Asked, Reply, Shop, problem
 
 
 def parse(*flags: str) -> argparse.Namespace:
@@ -85,6 +85,29 @@ def test_command_exits_2_when_it_cannot_run(
     monkeypatch.delenv(CHANNEL_KEY_ENV, raising=False)
     assert run_from_args(parse(*flags)) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (problem(404, "unknown_campaign"), "answered 404 unknown_campaign: unknown_campaign\n"),
+        (Reply(401, {"code": "unauthorized", "title": "t", "detail": "no key"}), "401 unauthorized: no key\n"),
+        (Reply(502, b"<html>bad gateway"), "answered 502 <html>bad gateway\n"),
+        (Reply(503, b""), "answered 503\n"),
+    ],
+)  # fmt: skip
+def test_command_tells_a_refusal_in_its_code_and_words(
+    answer: Reply, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Refusing(Shop):
+        async def campaign(self, asked: Asked) -> Reply:
+            return answer
+
+    with served(Refusing()) as url:
+        assert run_from_args(parse("--url", url, "--channel-key", "k")) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(says)
+    assert "{" not in said
 
 
 def report_of(**changes: object) -> RushReport:

@@ -47,7 +47,7 @@ BAD = [
     ("queue_orders", "0"), ("store_connections", "17"), ("reserve_batch", "513"), ("reserve_batch", "0"),
     ("retry_after_s", "0"), ("sold_out_lease_ms", "901"), ("sold_out_lease_ms", "-1"), ("drain_orders", "0"),
     ("claim_idle_ms", "99"), ("embedded_store_port", "70000"),
-    ("admin_token", "fifteen-letters"),
+    ("admin_token", "fifteen-letters"), ("partners_url", "ftp://x"), ("partners_url", "x:80"),
     ("channel_keys", "app"), ("channel_keys", "app=short"), ("channel_keys", f"={SECRET}"),
     ("channel_keys", f"App={SECRET}"), ("channel_keys", "app=ключключключключ"),
     ("channel_keys", f"app={SECRET},app={SECRET}2"), ("channel_keys", f"app={SECRET},web={SECRET}"),
@@ -58,6 +58,30 @@ BAD = [
 def test_settings_bad_variable_names_itself(name: str, text: str) -> None:
     with pytest.raises(ConfigInvalid, match=f"^RUSHGATE_{name.upper()}: "):
         Settings.from_env(env(**{name: text}))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("port", "65536", "must be 0 to 65,535"),
+        ("shards", "0", "must be 1 to 4,096"),
+        ("store_timeout_s", "0", "must be more than 0 and at most 3,600"),
+        ("durability", "everysec", "must be one of memory, fsync"),
+        ("host", "", "must be text, and not empty"),
+        ("admin_token", "short", "must have 16 characters or more"),
+    ],
+)
+def test_settings_message_says_once_what_must_be(name: str, text: str, says: str) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        Settings.from_env(env(**{name: text}))
+    assert str(caught.value) == f"RUSHGATE_{name.upper()}: {says}"
+
+
+def test_settings_given_are_those_that_are_named(tmp_path: Path) -> None:
+    config = write(tmp_path, "port = 1\nshards = 8\n")
+    assert Settings.given(env(config=config, port="2")) == {"port": 2, "shards": 8}
+    with pytest.raises(ConfigInvalid, match=r"^RUSHGATE_PORT: "):  # whose value it is, not whose it would have been
+        Settings.given(env(config=config, port="-2"))
 
 
 def test_settings_unknown_variable_names_itself() -> None:
@@ -99,13 +123,14 @@ def test_settings_from_toml_and_the_environment_wins(tmp_path: Path) -> None:
     ("text", "name"),
     [
         ("prot = 1", "prot: no such setting"),
-        ('port = "1"', "RUSHGATE_PORT: "),
-        ("port = 70000", "RUSHGATE_PORT: "),
-        ("port = true", "RUSHGATE_PORT: "),
-        ("admin_token = 5", "RUSHGATE_ADMIN_TOKEN: "),
-        ("[channel_keys]\napp = 5", "RUSHGATE_CHANNEL_KEYS: "),
-        ('[channel_keys]\napp = "with,comma-with,comma"', "RUSHGATE_CHANNEL_KEYS: "),
-        ('[channel_keys]\napp = "with space with space"', "RUSHGATE_CHANNEL_KEYS: "),
+        ('port = "1"', r"/rushgate\.toml: port: must be a number, 0 to 65,535$"),
+        ("port = 70000", r"/rushgate\.toml: port: must be 0 to 65,535$"),
+        ("port = true", r"/rushgate\.toml: port: must be a number, 0 to 65,535$"),
+        ("admin_token = 5", r"/rushgate\.toml: admin_token: must be text$"),
+        ("payment_secrets = [1]", r"/rushgate\.toml: payment_secrets: must be a list of texts, 8 at most$"),
+        ("[channel_keys]\napp = 5", r"/rushgate\.toml: channel_keys: "),
+        ('[channel_keys]\napp = "with,comma-with,comma"', r"/rushgate\.toml: channel_keys: entry 1: "),
+        ('[channel_keys]\napp = "with space with space"', r"/rushgate\.toml: channel_keys: entry 1: "),
         ("port =", "RUSHGATE_CONFIG: "),
     ],
 )
@@ -156,5 +181,5 @@ def test_settings_with_values_are_checked_too() -> None:
 
 @pytest.mark.parametrize("url", ["localhost:6379", "http://store", "0"])
 def test_store_url_of_another_kind_is_refused(url: str) -> None:
-    with pytest.raises(ConfigInvalid, match="RUSHGATE_STORE_URL: store_url must begin with redis://"):
+    with pytest.raises(ConfigInvalid, match=r"^RUSHGATE_STORE_URL: must begin with redis://"):
         Settings.from_env({"RUSHGATE_STORE_URL": url})

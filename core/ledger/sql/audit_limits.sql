@@ -8,9 +8,9 @@ WITH taken AS (
     FROM orders o JOIN order_items i ON i.shard = o.shard AND i.order_id = o.order_id
     WHERE o.shard = $1 AND o.campaign = $2
       AND NOT EXISTS (SELECT FROM outbox m
-                      WHERE m.shard = o.shard AND m.order_id = o.order_id AND m.topic = 'release')
+                      WHERE m.shard = o.shard AND m.order_id = o.order_id AND m.topic IN ('release', 'restock'))
       AND NOT EXISTS (SELECT FROM deliveries d
-                      WHERE d.shard = o.shard AND d.order_id = o.order_id AND d.topic = 'release')
+                      WHERE d.shard = o.shard AND d.order_id = o.order_id AND d.topic IN ('release', 'restock'))
 )
 SELECT kind, who, units FROM (
     SELECT 'buyer' AS kind, buyer_id AS who, sum(quantity)::bigint AS units, $3::bigint AS most

@@ -1,6 +1,8 @@
--- outbox_shards: the shards with messages of a topic that are due. Read only, so it may span shards.
+-- outbox_shards: the topics and shards with messages that are due. Read only, so it may span shards.
 --
--- Params   $1 shards smallint[]  $2 topic
--- Returns  shard
-SELECT s.shard FROM unnest($1::smallint[]) AS s (shard)
-WHERE EXISTS (SELECT FROM outbox m WHERE m.shard = s.shard AND m.topic = $2 AND m.due_at <= now());
+-- Params   $1 shards smallint[]  $2 topics text[]
+-- Returns  topic, shard, in the order of $2
+SELECT t.topic, s.shard
+FROM unnest($2::text[]) WITH ORDINALITY AS t (topic, place), unnest($1::smallint[]) AS s (shard)
+WHERE EXISTS (SELECT FROM outbox m WHERE m.shard = s.shard AND m.topic = t.topic AND m.due_at <= now())
+ORDER BY t.place;

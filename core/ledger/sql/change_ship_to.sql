@@ -1,0 +1,6 @@
+-- change_ship_to: the order goes elsewhere; the same address again changes nothing.
+--
+-- Params   $1 shard  $2 order_id  $3 ship_to (JSON)
+-- Returns  a row if it was another one
+UPDATE orders SET ship_to = $3::text::jsonb
+WHERE shard = $1 AND order_id = $2 AND ship_to IS DISTINCT FROM $3::text::jsonb RETURNING 1;

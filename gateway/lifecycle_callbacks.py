@@ -1,0 +1,94 @@
+"""What others report of an order: the payment centre and the partners. Verified before it is decoded."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import get_args
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from core.desk.orders import PARTNERS, Moved, OrderDesk
+from core.errors import Fault, OrderUnknown
+from core.flows.table import Actor
+from core.ids import parse
+from core.model import PartnerReport, Payment
+from core.signing import SignatureInvalid, Signer
+from gateway.admin import json_response
+from gateway.body import Gone, decode, read_body
+from gateway.lifecycle_calls import Calls
+
+logger = logging.getLogger("rushgate.gateway")
+
+BODY_BYTES = 16_384
+
+decode_payment = msgspec.json.Decoder(Payment).decode
+decode_report = msgspec.json.Decoder(PartnerReport).decode
+ACTORS: dict[str, Actor] = {actor: actor for actor in get_args(Actor) if actor in PARTNERS}
+
+
+class Callbacks:
+    """The routes of those who call back."""
+
+    def __init__(self, calls: Calls, orders: OrderDesk, payment: Signer | None, partner: Signer | None) -> None:
+        self._calls = calls
+        self._orders = orders
+        self._payment = payment
+        self._partner = partner
+
+    def routes(self) -> list[Route]:
+        """All of them."""
+        return [
+            Route("/v1/payments/callback", self.payment, methods=["POST"]),
+            Route("/v1/partners/{partner}/callback", self.partner, methods=["POST"]),
+        ]
+
+    async def payment(self, request: Request) -> Response:
+        """The payment or the refund is on record and the order moved, once per number."""
+
+        def carry_out(body: bytes) -> tuple[str, Callable[[bytes], Awaitable[Moved]]]:
+            payment = decode(decode_payment, body)
+            return payment.order_id, lambda order_id: self._orders.pay(payment, order_id)
+
+        return await self._take(request, self._payment, carry_out)
+
+    async def partner(self, request: Request) -> Response:
+        """The order has made the step that a partner reports; again changes nothing."""
+        partner = ACTORS.get(request.path_params["partner"])
+        if partner is None:
+            return self._calls.refused("not_found")
+
+        def carry_out(body: bytes) -> tuple[str, Callable[[bytes], Awaitable[Moved]]]:
+            report = decode(decode_report, body)
+            return report.order_id, lambda order_id: self._orders.report(order_id, partner, report.action)
+
+        return await self._take(request, self._partner, carry_out)
+
+    async def _take(
+        self,
+        request: Request,
+        signer: Signer | None,
+        carry_out: Callable[[bytes], tuple[str, Callable[[bytes], Awaitable[Moved]]]],
+    ) -> Response:
+        order_id: bytes | None = None
+        try:
+            body = await read_body(request.receive, BODY_BYTES)
+            if signer is None:
+                raise SignatureInvalid("this deployment has no secret for it")
+            signer.verify(request.scope["headers"], body, time.time())
+            text, move = carry_out(body)
+            order_id = parse(text)
+            if order_id is None:
+                raise OrderUnknown("no such order")
+            return json_response(await move(order_id))
+        except Fault as exc:
+            known = isinstance(exc, OrderUnknown) and order_id is not None
+            why = await self._calls.unknown(order_id, None, exc) if known and order_id is not None else exc
+            if why.status != 503:
+                fields = {"path": request.url.path, "code": why.code, "why": why.detail}
+                logger.warning("callback refused", extra=fields)
+            return self._calls.failed(why)
+        except Gone:
+            return Response()  # to nobody

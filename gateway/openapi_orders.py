@@ -1,0 +1,156 @@
+"""The calls about orders after their 202, as the OpenAPI document has them."""
+
+import msgspec
+
+from core.desk.listing import MAX_PAGE
+from core.desk.moves import Event, Moved
+from core.desk.orders import PARTNERS, TraceStep
+from core.model import (
+    AddressChange,
+    OrderPage,
+    OrderView,
+    PartnerReport,
+    Payment,
+    Refund,
+    RefundRequest,
+)  # fmt: skip
+from gateway.lifecycle_reads import PAGE, STATES, WAIT_S
+from gateway.openapi_parts import ADMIN, ASKING, CHANNEL, Json, operation, path, problems, query, ref
+
+
+class Trace(msgspec.Struct):
+    """The story of an order, the oldest step first."""
+
+    order_id: str
+    steps: list[TraceStep]
+
+
+class Refunds(msgspec.Struct):
+    """The refunds of an order, the oldest first."""
+
+    refunds: list[Refund]
+
+
+BODIES = [
+    OrderView, OrderPage, Moved, Trace, Event, Payment, PartnerReport, AddressChange, RefundRequest, Refund, Refunds,
+]  # fmt: skip
+
+ORDER = path("order_id", "as a 202 gave it")
+REFUND = path("refund_no", "as a request for a refund gave it")
+EITHER = CHANNEL + ADMIN
+SIGNED: list[Json] = [{"webhookSignature": []}]
+WEBHOOK: list[Json] = [
+    {"name": name, "in": "header", "required": True, "description": words, "schema": {"type": "string"}}
+    for name, words in (
+        ("webhook-id", "unlike any other message's; the same again for a repeated one"),
+        ("webhook-timestamp", "seconds since 1970; at most 300 s old or ahead"),
+    )
+]
+LAST_EVENT: Json = {
+    "name": "Last-Event-ID", "in": "header", "required": False, "schema": {"type": "string"},
+    "description": "the `id` of the last event that is known: the stream goes on after it",
+}  # fmt: skip
+BODY = ("invalid", "malformed", "too_large")
+KNOWN = ("unauthorized", "unknown_order", "on_its_way")
+
+
+def _step(summary: str, result: str = "OrderView", security: list[Json] = EITHER, body: str | None = None,
+          more: tuple[str, ...] = (), parameters: list[Json] | None = None) -> Json:  # fmt: skip
+    codes = (*KNOWN, "not_allowed", *(BODY if body else ()), *more, *ASKING)
+    return operation(summary, "200", result, security, problems(*codes), parameters or [ORDER], body)
+
+
+def _callback(summary: str, body: str, codes: tuple[str, ...], parameters: list[Json]) -> Json:
+    refusals = problems("signature_invalid", *BODY, "unknown_order", "on_its_way", *codes, *ASKING)
+    return operation(summary, "200", "Moved", SIGNED, refusals, parameters, body)
+
+
+def _page() -> Json:
+    found = operation(
+        "Orders that fit", "200", "OrderPage", EITHER, problems("unauthorized", "invalid", *ASKING),
+        [
+            query("buyer_id", "of this buyer", maxLength=64),
+            query("channel", "of this channel; a channel sees its own orders only", maxLength=64),
+            query("campaign", "of this campaign; with it a page is found fastest", maxLength=64),
+            query("state", "in this state", enum=sorted(STATES)),
+            query("after", "what `next` of the page before said"),
+            query("limit", "most orders of the page", "integer", minimum=1, maximum=MAX_PAGE, default=PAGE),
+        ],
+    )  # fmt: skip
+    found["description"] = (
+        "By shard and id. A page may hold fewer orders than `limit`, even none, and have a `next`: go on with it until "
+        "it is null."
+    )
+    return found
+
+
+def _one() -> Json:
+    found = operation(
+        "Order as it stands", "200", "OrderView", EITHER, problems("unauthorized", "unknown_order", "invalid", *ASKING),
+        [
+            ORDER,
+            query("wait", "seconds to wait for a change", "number", minimum=0, maximum=WAIT_S, default=0),
+            query("version", "with `wait`: the version that is known; a later one is answered at once", "integer"),
+        ],
+    )  # fmt: skip
+    found["description"] = "With `wait` the answer comes once the order has changed, or as it is when the time is over."
+    return found
+
+
+def _events() -> Json:
+    found = operation(
+        "Moves of an order as they come", "200", None, EITHER,
+        problems("unauthorized", "unknown_order", "invalid", *ASKING), [ORDER, LAST_EVENT],
+    )  # fmt: skip
+    found["description"] = (
+        "Server-sent events: `id` is the order's version, `event` the action, `data` an Event. Comments are signs of "
+        "life. It ends when the order is at an end."
+    )
+    found["responses"]["200"]["content"] = {
+        "text/event-stream": {"schema": {"type": "string"}, "x-event-data": ref("Event")}
+    }
+    return found
+
+
+def order_paths() -> Json:
+    """The paths under /v1/orders, and the callbacks."""
+    order = "/v1/orders/{order_id}"
+    review = ("unknown_refund",)
+    trace = operation("Every step of an order", "200", "Trace", EITHER, problems(*KNOWN, *ASKING), [ORDER])
+    refunds = operation("Refunds of an order", "200", "Refunds", EITHER, problems(*KNOWN, *ASKING), [ORDER])
+    return {
+        "/v1/orders": {"get": _page()},
+        order: {
+            "get": _one(),
+            "patch": _step("Change the address of an order", body="AddressChange"),
+        },
+        order + "/events": {"get": _events()},
+        order + "/trace": {"get": trace},
+        order + "/cancel": {"post": _step("Cancel an order")},
+        order + "/confirm-receipt": {"post": _step("Confirm that the goods have come")},
+        order + "/returns": {"post": _step("Send the goods back")},
+        order + "/urge": {"post": _step("Urge the merchant, once a minute at most")},
+        order + "/suspend": {"post": _step("Suspend an order", security=ADMIN)},
+        order + "/resume": {"post": _step("Resume an order", security=ADMIN)},
+        order + "/refunds": {
+            "get": refunds,
+            "post": _step("Request a refund", "Refund", CHANNEL, "RefundRequest", ("contradicts", "conflict")),
+        },
+        order + "/refunds/{refund_no}/approve": {
+            "post": _step("Approve a refund", "Refund", ADMIN, None, ("contradicts", *review), [ORDER, REFUND])
+        },
+        order + "/refunds/{refund_no}/reject": {
+            "post": _step("Reject a refund", "Refund", ADMIN, None, review, [ORDER, REFUND])
+        },
+        "/v1/payments/callback": {
+            "post": _callback(
+                "Payment or refund as the payment centre reports it", "Payment", ("contradicts",), WEBHOOK
+            )
+        },
+        "/v1/partners/{partner}/callback": {
+            "post": _callback(
+                "Deed of a partner as it reports it", "PartnerReport", ("not_allowed", "not_found"),
+                [path("partner", "who reports", sorted(PARTNERS)), *WEBHOOK],
+            )
+        },
+    }  # fmt: skip

@@ -1,0 +1,104 @@
+"""`rushgate outbox` and `rushgate dead-letters`, as an operator types them."""
+
+import json
+
+import pytest
+from asyncpg.pgproto.pgproto import UUID
+
+from core.desk.audit import Auditor
+from core.desk.campaigns import CampaignDesk
+from core.errors import Invalid
+from core.ids import text_of
+from core.ledger.pool import Pool
+from core.settings import Settings
+from lua.connection import SharedConnection
+from ops.cli import parser
+from ops.outbox_commands import run
+from tests.ledger.relay_support import balanced, ids
+from tests.ledger.support import Sale, drain, make_worker
+from workers.writer import LedgerWriter
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+async def sale(desk: CampaignDesk, settings: Settings, store: SharedConnection, ledger: Pool) -> Sale:
+    """Three orders, each with the message that asks for its payment."""
+    found = await Sale.open(desk, {"red": 50})
+    await found.accept(store, 3)
+    await drain(store, make_worker(settings, ledger))
+    return found
+
+
+async def typed(settings: Settings, *words: str) -> int:
+    return await run(settings, parser().parse_args(words))
+
+
+async def die(ledger: Pool) -> None:
+    """All messages are dead."""
+    await ledger.execute(
+        "WITH gone AS (DELETE FROM outbox RETURNING *) INSERT INTO dead_messages "
+        "SELECT shard, order_id, version, topic, at, now(), 12, 'attempt 12 was the last: answered 500' FROM gone"
+    )
+
+
+async def test_outbox_list_and_replay(sale: Sale, settings: Settings, ledger: Pool, capsys: Captured) -> None:
+    [one, *_] = await ids(ledger)
+    await ledger.execute(
+        "UPDATE outbox SET due_at = now() + interval '90 s', attempts = 4, error = 'answered 503' WHERE order_id = $1",
+        UUID(one),
+    )
+    assert await typed(settings, "outbox", "list", "--topic", "payment", "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 3
+    assert await typed(settings, "outbox", "list", "--order", text_of(one)) == 0
+    shown = capsys.readouterr().out
+    assert "answered 503" in shown
+    assert await typed(settings, "outbox", "replay", "--all") == 0
+    assert capsys.readouterr().out == "1 messages due now\n"
+    assert await ledger.fetchval("SELECT count(*) FROM outbox WHERE due_at <= now() AND attempts = 0") == 3
+
+
+async def test_dead_messages_list_replay_and_drop(
+    sale: Sale, settings: Settings, ledger: Pool, capsys: Captured
+) -> None:
+    [one, *_] = await ids(ledger)
+    await die(ledger)
+    assert await typed(settings, "dead-letters", "list", "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["topic"], r["attempts"]) for r in rows] == [("payment", 12)] * 3
+    assert await typed(settings, "dead-letters", "replay", "--order", text_of(one)) == 0
+    assert capsys.readouterr().out.startswith("1 messages back in the outbox\n")
+    assert await ledger.fetchval("SELECT attempts FROM outbox WHERE due_at <= now()") == 0
+    assert await typed(settings, "dead-letters", "drop", "--topic", "payment") == 0
+    assert capsys.readouterr().out == "2 messages dropped\n"
+    assert await ledger.fetchval("SELECT count(*) FROM dead_messages") == 0
+
+
+async def test_dead_order_goes_back_into_the_intake_and_is_persisted(
+    desk: CampaignDesk, settings: Settings, store: SharedConnection, ledger: Pool, auditor: Auditor,
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    sale = await Sale.open(desk, {"red": 50})
+    await sale.accept(store, 2)
+    # Something in the ledger refuses the orders for a while.
+    await ledger.execute("ALTER TABLE orders ADD CONSTRAINT orders_none CHECK (amount < 0) NOT VALID")
+    await drain(store, make_worker(settings, ledger, writer=LedgerWriter(ledger)))
+    assert await ledger.fetchval("SELECT count(*) FROM dead_letters") == 2
+    assert await typed(settings, "dead-letters", "list") == 0
+    assert "orders" in capsys.readouterr().out
+    await ledger.execute("ALTER TABLE orders DROP CONSTRAINT orders_none")
+    assert await typed(settings, "dead-letters", "replay", "--topic", "orders") == 0
+    assert capsys.readouterr().out == "2 orders back in the intake\n"
+    await drain(store, make_worker(settings, ledger))
+    assert await ledger.fetchval("SELECT count(*) FROM dead_letters") == 0
+    report = await balanced(auditor, sale)
+    assert (report.accepted, report.persisted, report.dead_lettered) == (2, 2, 0)
+
+
+async def test_replay_and_drop_without_a_choice_are_refused(sale: Sale, settings: Settings) -> None:
+    for words in (("outbox", "replay"), ("dead-letters", "replay"), ("dead-letters", "drop")):
+        with pytest.raises(Invalid, match="--all"):
+            await typed(settings, *words)
+    with pytest.raises(Invalid, match="order id"):
+        await typed(settings, "outbox", "list", "--order", "x")
