@@ -1,6 +1,6 @@
 -- put_refund: a refund of an order is on record, requested or approved.
 --
--- Guarantee  G18: the caller holds the order's lock and has checked that it fits.
+-- Guarantee  G19: the caller holds the order's lock and has checked that it fits.
 -- Params     $1 shard  $2 order_id  $3 refund_no  $4 amount  $5 currency  $6 state  $7 reason  $8 lines (JSON or NULL)
 --            $9 request_no, or NULL
 -- Returns    nothing
