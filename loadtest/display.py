@@ -169,7 +169,7 @@ def _outcome_table(report: RushReport) -> Table:
     def row(words: str, n: int, colour: str = "") -> None:
         table.add_row(words, Text(f"{n:,}", colour if n else "dim"), f"{n / max(report.requests, 1):.1%}")
 
-    table.add_row("requests", Text(f"{report.requests:,}", "bold"), "")
+    table.add_row("sent", Text(f"{report.requests:,}", "bold"), "")
     for words, colour, n in _shown(report.outcomes):
         row(words, n, colour)
     row("faults", report.faults, "red")

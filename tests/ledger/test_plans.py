@@ -80,6 +80,21 @@ async def test_audit_known_uses_the_primary_key(filled: Pool) -> None:
     assert "orders" not in whole_scans(nodes)
 
 
+async def test_claim_of_messages_uses_the_index_of_what_is_due(filled: Pool) -> None:
+    await filled.execute("INSERT INTO outbox (shard, order_id, version, topic, at, due_at) SELECT shard, order_id, 1, "
+                         "'payment', now(), now() + random() * interval '1 hour' FROM orders")  # fmt: skip
+    await filled.execute("ANALYZE outbox")
+    nodes = await plan(filled, "claim_messages", 3, "payment", 100, 30.0)
+    assert "outbox_due" in indexes(nodes)
+    assert "outbox" not in whole_scans(nodes)
+
+
+async def test_expiry_uses_the_index_of_what_is_due(filled: Pool) -> None:
+    nodes = await plan(filled, "expire_orders", 3, 100, "expired", "expire", "system", "late", ["release"])
+    assert "orders_due" in indexes(nodes)
+    assert "orders" not in whole_scans(nodes)
+
+
 async def test_insert_orders_decides_by_the_primary_keys(filled: Pool) -> None:
     nodes = await plan(filled, "insert_orders", *columns([row(1), row(2)]))
     arbiters = {n["Relation Name"]: n["Conflict Arbiter Indexes"] for n in nodes if "Conflict Arbiter Indexes" in n}
