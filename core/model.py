@@ -242,12 +242,6 @@ class AuditReport(Struct, frozen=True, kw_only=True):
     findings: list[str]
 
 
-def check_type(spec: CampaignSpec, shards: int) -> None:
-    """Raises ValueError if the campaign cannot live in a deployment of so many shards."""
-    if spec.spread > shards:
-        raise ValueError(f"spread must be at most {shards}, the number of shards of this deployment")
-
-
 # msgspec gives a missing or unknown field in its words, and only the struct around it as the path.
 _NAMED = re.compile(r"(?:missing required|unknown) field `([^`]{1,64})`")
 

@@ -85,11 +85,6 @@ class SoldOut:
             self._loading[life] = asyncio.get_running_loop().create_task(self._load(life, sale))
             self._loading[life].add_done_callback(lambda _: self._loading.pop(life, None))
 
-    def standing(self) -> int:
-        """How many flags stand now."""
-        now_s = asyncio.get_running_loop().time()
-        return sum(f.until_s > now_s for flags in self._flags.values() for f in flags.values())
-
     async def _load(self, life: Life, sale: Sale) -> None:
         """The campaign's accepted keys of now are known."""
         loop = asyncio.get_running_loop()

@@ -5,6 +5,8 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 
+import asyncpg
+
 from core.errors import Fault
 from ops.embedded_ledger import EmbeddedLedger
 from ops.embedded_store import EmbeddedStore
@@ -35,5 +37,5 @@ async def _keep(services: Sequence[Service]) -> None:
                 logger.error("embedded service died, it is started again", extra={"log": str(service.log)})
                 try:
                     await service.start()
-                except Fault:
+                except (Fault, OSError, asyncpg.PostgresError):  # a full disk, say: the next look tries again
                     logger.exception("embedded service does not start")

@@ -464,3 +464,12 @@ async def test_close_keeps_what_was_accepted_until_it_is_in_the_ledger(
         await drained(store)
     report = await auditor.audit(sale.campaign)
     assert (report.ok, report.in_flight, report.persisted) == (True, 0, 4)
+
+
+async def test_put_of_a_spread_beyond_the_shards_is_refused_and_writes_nothing(desk: CampaignDesk) -> None:
+    campaign = fresh("sale")
+    await desk.put(campaign, spec(spread=SHARDS))
+    with pytest.raises(Invalid, match=f"at most {SHARDS}") as refused:
+        await desk.put(campaign, spec(spread=SHARDS + 1))
+    assert refused.value.field == "spread"
+    assert (await desk.show(campaign)).spec.spread == SHARDS

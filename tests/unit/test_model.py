@@ -5,8 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from core.model import MAX_LINES, CampaignSpec, OrderRequest, check_type, explain
-from tests.support import spec
+from core.model import MAX_LINES, CampaignSpec, OrderRequest, explain
 
 ORDER: dict[str, Any] = {"buyer_id": "b", "items": [{"sku": "red", "quantity": 1}]}
 CAMPAIGN: dict[str, Any] = {
@@ -95,9 +94,3 @@ def test_campaign_past_a_bound_names_the_field(change: dict[str, Any], field: st
 def test_campaign_reads_back() -> None:
     made = msgspec.convert(CAMPAIGN, CampaignSpec)
     assert msgspec.json.decode(msgspec.json.encode(made), type=CampaignSpec) == made
-
-
-def test_campaign_spread_fits_the_deployment() -> None:
-    check_type(spec(spread=4), 4)
-    with pytest.raises(ValueError, match="spread must be at most 3"):
-        check_type(spec(spread=4), 3)
