@@ -17,6 +17,8 @@ MAX_SKUS = 500  # of one campaign
 MAX_UNITS = 100_000_000  # of one SKU
 MAX_PRICE = 1_000_000_000_000  # minor units
 MAX_AMOUNT = MAX_LINES * MAX_QUANTITY * MAX_PRICE
+MAX_DISCOUNTS = 20  # of one campaign
+MAX_AFTER_SALES_S = 90 * 86_400
 
 # Visible ASCII: what a channel's own ids are made of; nothing that a log, a header or a key could stumble over.
 Visible = r"^[\x21-\x7e]*\Z"
@@ -88,16 +90,31 @@ class SkuSpec(Struct, frozen=True, forbid_unknown_fields=True):
     price: Annotated[int, Meta(ge=0, le=MAX_PRICE)]
 
 
+class Discount(Struct, frozen=True, forbid_unknown_fields=True):
+    """So much off an order whose lines cost `min_amount` or more; both in minor units."""
+
+    min_amount: Annotated[int, Meta(ge=1, le=MAX_AMOUNT)]
+    off: Annotated[int, Meta(ge=1, le=MAX_AMOUNT)]
+
+    def __post_init__(self) -> None:
+        if self.off > self.min_amount:
+            raise ValueError("off must not be more than min_amount")
+
+
 class CampaignSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A campaign as an operator defines it: body of `PUT /v1/admin/campaigns/{campaign}`, or a TOML file."""
 
-    order_type: Literal["goods", "virtual"] = "goods"
+    order_type: Literal["goods", "virtual", "reserve_at_payment"] = "goods"
     opens_at: When
     closes_at: When
     currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
     pay_within_s: Annotated[int, Meta(ge=1, le=30 * 86_400)]
+    # From the receipt on; then the order is completed. Of order types that ship.
+    after_sales_s: Annotated[int, Meta(ge=0, le=MAX_AFTER_SALES_S)] = 7 * 86_400
     spread: Annotated[int, Meta(ge=1, le=1024)] = 1
     limits: Limits = Limits()
+    # They do not add up: of those that an order reaches, the one that takes most off counts.
+    discounts: Annotated[list[Discount], Meta(max_length=MAX_DISCOUNTS)] = []
     channels: Annotated[list[ChannelName], Meta(min_length=1, max_length=100)] | None = None
     skus: Annotated[list[SkuSpec], Meta(min_length=1, max_length=MAX_SKUS)]
 
@@ -107,6 +124,10 @@ class CampaignSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             raise ValueError("opens_at and closes_at must be in the years 2000 to 2100")
         if self.closes_at <= self.opens_at:
             raise ValueError("closes_at must be later than opens_at")
+        if self.order_type == "reserve_at_payment" and self.spread > 1:
+            raise ValueError(
+                "spread must be 1 for reserve_at_payment: its units are taken order by order, on one shard"
+            )
         names = [s.sku for s in self.skus]
         if len(set(names)) != len(names):
             raise ValueError("skus name the same sku twice")

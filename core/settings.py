@@ -46,6 +46,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ledger_workers: Annotated[int, Meta(ge=1, le=64, description="Ledger workers of `rushgate up`.")] = 1
     expiry_workers: Annotated[int, Meta(ge=1, le=64, description="Expiry workers of `rushgate up`.")] = 1
     relay_workers: Annotated[int, Meta(ge=1, le=64, description="Relay workers of `rushgate up`.")] = 1
+    reconcile_workers: Annotated[int, Meta(ge=0, le=64, description="Reconcile workers of `rushgate up`.")] = 1
+    reconcile_every_s: Annotated[Seconds, Meta(description="Least pause between two audits of all campaigns by a reconcile worker, seconds; it is longer when an audit takes long.")] = 5.0  # fmt: skip # noqa: E501
     data_dir: Annotated[str, Meta(min_length=1, description="Folder of the embedded services and of `rushgate up`.")] = ".rushgate"  # fmt: skip # noqa: E501
     embedded_store_port: Annotated[int, Meta(ge=0, le=65_535, description="Port of the embedded Valkey; 0 = a free one.")] = 0  # fmt: skip # noqa: E501
     body_bytes: Annotated[int, Meta(ge=256, le=1_048_576, description="Largest body of one order, bytes; beyond it 413.")] = 16_384  # fmt: skip # noqa: E501

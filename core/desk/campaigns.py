@@ -87,7 +87,7 @@ class CampaignDesk:
         if known.state == "closed":
             raise Refused(f"campaign {campaign} is closed")
         old, new = msgspec.structs.asdict(known.spec), msgspec.structs.asdict(spec)
-        for field in ("order_type", "currency", "spread", "channels", "skus"):
+        for field in ("order_type", "currency", "after_sales_s", "spread", "discounts", "channels", "skus"):
             if old[field] != new[field]:
                 hint = "; stock changes by restock" if field == "skus" else ""
                 raise Refused(f"{field} cannot change once a campaign was opened{hint}")

@@ -23,7 +23,7 @@ from core.ledger.queries import query
 from core.model import CampaignSpec
 from lua.keys import home_shards
 
-MAX_TYPES = 10_000  # campaigns whose order type is remembered
+MAX_SPECS = 1_000  # campaigns whose definition is remembered
 
 T = TypeVar("T")
 
@@ -48,6 +48,7 @@ class Order(NamedTuple):
     amount: int
     currency: str
     flow: Flow
+    after_sales_s: int  # of its campaign
 
     def here(self, moved: bool = False) -> Moved:
         """The answer of a call that leaves the order here."""
@@ -81,7 +82,8 @@ class Moves:
     def __init__(self, ledger: Pool, shards: int) -> None:
         self._ledger = ledger
         self._shards = shards
-        self._types: dict[str, str] = {}  # campaign -> order type; it never changes once there are orders
+        # Campaign -> its definition, of which only what never changes once there are orders is used.
+        self._specs: dict[str, CampaignSpec] = {}
 
     async def run(self, order_id: bytes, channel: str | None, work: Callable[[Any, Order], Awaitable[T]]) -> T:
         """What `work(connection, order)` gives, in one transaction that holds the order.
@@ -96,19 +98,20 @@ class Moves:
             row = await connection.fetchrow(query("lock_order"), shard, uuid)
             if row is None or channel not in (None, row["channel"]):
                 raise OrderUnknown("no such order")
-            flow = await self._flow(connection, row["campaign"])
-            return await work(connection, Order(shard, uuid, flow=flow, **dict(row)))
+            spec = await self._spec(connection, row["campaign"])
+            order = Order(shard, uuid, flow=FLOWS[spec.order_type], after_sales_s=spec.after_sales_s, **dict(row))
+            return await work(connection, order)
 
-    async def _flow(self, connection: Any, campaign: str) -> Flow:
-        known = self._types.get(campaign)
+    async def _spec(self, connection: Any, campaign: str) -> CampaignSpec:
+        known = self._specs.get(campaign)
         if known is None:
             first = home_shards(campaign, 1, self._shards)[0]
             row = await connection.fetchrow(query("get_campaign"), first, campaign)
-            known = msgspec.json.decode(row["spec"], type=CampaignSpec).order_type
-            if len(self._types) >= MAX_TYPES:
-                self._types.clear()
-            self._types[campaign] = known
-        return FLOWS[known]
+            known = msgspec.json.decode(row["spec"], type=CampaignSpec)
+            if len(self._specs) >= MAX_SPECS:
+                self._specs.clear()
+            self._specs[campaign] = known
+        return known
 
 
 async def totals(connection: Any, order: Order) -> Totals:
@@ -145,11 +148,18 @@ async def advance(connection: Any, order: Order, step: Step, who: str, messages:
     """The step is made, with these messages; money is the caller's affair."""
     rows = await connection.fetch(
         query("move_orders"), order.shard, [order.uuid],
-        step.state, step.to, step.action, who, step.reason, messages,
+        step.state, step.to, step.action, who, step.reason, messages, _complete_in_s(order, step),
     )  # fmt: skip
     if not rows:
         raise asyncpg.SerializationError("the order moved in spite of its lock")  # undone, and tried again
     return order._replace(state=step.to, version=rows[0]["version"])
+
+
+def _complete_in_s(order: Order, step: Step) -> int | None:
+    """How long after this step the order is completed by time; None: the step does not begin an after-sales window."""
+    last = order.flow.step(step.to, "complete")
+    begins = last is not None and last.guard == "after_sales_over" and step.to != step.state
+    return order.after_sales_s if begins else None
 
 
 async def settle_refunds(connection: Any, order: Order, who: str) -> Order:

@@ -58,6 +58,7 @@ CREATE TABLE orders (
     accepted_at timestamptz NOT NULL, -- the store's clock
     pay_by      timestamptz NOT NULL,
     ship_to     jsonb,
+    complete_at timestamptz,          -- in `received`: when the after-sales window is over
     CONSTRAINT orders_pkey PRIMARY KEY (shard, order_id),
     CONSTRAINT orders_request_key UNIQUE (shard, campaign, channel, request_key),
     CONSTRAINT orders_seq_key UNIQUE (shard, campaign, epoch, seq),
@@ -65,6 +66,8 @@ CREATE TABLE orders (
 );
 
 CREATE INDEX orders_due ON orders (shard, pay_by) WHERE state = 'accepted';
+
+CREATE INDEX orders_complete ON orders (shard, complete_at) WHERE state = 'received';
 
 CREATE TABLE order_items (
     shard    smallint NOT NULL,
@@ -181,4 +184,27 @@ CREATE TABLE dead_messages (
     attempts integer     NOT NULL,
     reason   text        NOT NULL,
     CONSTRAINT dead_messages_pkey PRIMARY KEY (shard, order_id, version, topic)
+);
+
+CREATE TABLE repairs (
+    shard    smallint    NOT NULL,
+    order_id uuid        NOT NULL,
+    what     text        NOT NULL, -- what the reconcile worker did with the order's hold
+    at       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    campaign text        NOT NULL,
+    why      text        NOT NULL,
+    CONSTRAINT repairs_pkey PRIMARY KEY (shard, order_id, what, at),
+    CONSTRAINT repairs_what CHECK (what IN ('requeued', 'released', 'settled'))
+);
+
+CREATE TABLE alerts (
+    shard    smallint    NOT NULL, -- the campaign's first shard
+    campaign text        NOT NULL,
+    kind     text        NOT NULL, -- what an audit found: oversold, lost, ...
+    first_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    last_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    over_at  timestamptz,          -- since when audits do not find it any more; NULL = it stands
+    seen     bigint      NOT NULL DEFAULT 1,
+    detail   text        NOT NULL,
+    CONSTRAINT alerts_pkey PRIMARY KEY (shard, campaign, kind)
 );
