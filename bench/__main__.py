@@ -1,16 +1,26 @@
-"""`python -m bench [store|intake|drain|relay …]`: measures, prints with spread, keeps JSON in bench/results/."""
+"""`python -m bench [PART …]`: measures, prints with spread, keeps JSON in bench/results/."""
 
 import argparse
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import uvloop
 
-from bench import drain, intake, relay, store
+from bench import drain, expiry, intake, life, relay, store
 from bench.environment import environment, save
-from bench.services import services
+from bench.services import Services, services
 
-PARTS = {"store": store.measure, "intake": intake.measure, "drain": drain.measure, "relay": relay.measure}
+PARTS: dict[str, Callable[[Services], Awaitable[dict[str, Any]]]] = {
+    "store": store.measure,
+    "intake": intake.measure,
+    "drain": drain.measure,
+    "relay": relay.measure,
+    "expiry": expiry.measure,
+    "life": life.measure,
+}
 
 
 async def run(names: list[str]) -> None:
@@ -27,10 +37,13 @@ async def run(names: list[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--orders", type=int, default=life.ORDERS, help="of life (default: %(default)s)")
+    parser.add_argument("--away-s", type=float, default=life.AWAY_S, help="of life's warehouse (default: %(default)s)")
     args = parser.parse_args()
     unknown = set(args.parts) - set(PARTS)
     if unknown:
         parser.error(f"no part is called {', '.join(sorted(unknown))}")
+    PARTS["life"] = partial(life.measure, orders=args.orders, away_s=args.away_s)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(args.parts or list(PARTS)))
     return 0

@@ -111,12 +111,16 @@ class Conflicting(Invalid):
 
 
 class NotAllowed(Fault):
-    """The flow has no such move from the order's present state for this actor; `allowed` is what it has."""
+    """The flow has no such move from the order's present state for this actor; `allowed` is what it has.
+
+    `hint`: how to go about it instead.
+    """
 
     status = 409
     code = "not_allowed"
 
-    def __init__(self, state: str, action: str, allowed: list[str]) -> None:
-        super().__init__(f"an order that is {state} cannot {action}; allowed now: {', '.join(allowed) or 'nothing'}")
+    def __init__(self, state: str, action: str, allowed: list[str], hint: str = "") -> None:
+        why = hint or f"an order that is {state} cannot {action}"
+        super().__init__(f"{why}; allowed now: {', '.join(allowed) or 'nothing'}")
         self.state = state
         self.allowed = allowed

@@ -211,8 +211,11 @@ class OrderLine(Struct, frozen=True):
     price: int
 
 
-class OrderView(Struct, frozen=True, kw_only=True):
-    """An order as it stands, from the store or from the ledger; both give the same for the same version."""
+class OrderView(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An order as it stands, from the store or from the ledger; both give the same for the same version.
+
+    `amount` is what is to be paid: what the lines cost, less `discount` (left out: none). Minor units.
+    """
 
     order_id: str
     campaign: str
@@ -225,6 +228,7 @@ class OrderView(Struct, frozen=True, kw_only=True):
     accepted_at: datetime
     pay_by: datetime
     version: int
+    discount: int = 0
 
 
 class OrderPage(Struct, frozen=True):

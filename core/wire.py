@@ -20,9 +20,11 @@ from core.model import ShipTo
 VERSION = b"1"
 # reserve.lua writes a stamp behind records and holds: accepted_ms and pay_by_ms, 6 bytes each, big-endian. Behind a
 # hold there is one more byte before it, the limits it was counted for: 1 buyer, 2 buyer and SKU, 4 IP, 8 device. A
-# limit may come or go while the campaign is open; what is given back is what was counted.
+# limit may come or go while the campaign is open; what is given back is what was counted. NO_UNITS in the same byte:
+# the hold counts for its limits and takes no units yet (allocate.lua takes them).
 STAMP_BYTES = 12
 TAIL_BYTES = 1 + STAMP_BYTES
+NO_UNITS = 16
 
 
 class Held(Struct, frozen=True, array_like=True):
@@ -94,3 +96,8 @@ def read_hold(stamped: bytes) -> tuple[Held, int, int]:
     """The hold, accepted_ms and pay_by_ms of a value of the `holds` hash."""
     accepted_ms, pay_by_ms = read_stamp(stamped)
     return decode_held(stamped[:-TAIL_BYTES]), accepted_ms, pay_by_ms
+
+
+def has_units(stamped: bytes) -> bool:
+    """Whether a value of the `holds` hash has taken its units; False = it waits for its payment without any."""
+    return not stamped[-TAIL_BYTES] & NO_UNITS

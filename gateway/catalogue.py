@@ -34,7 +34,7 @@ class NotOpen(Refused):
 class Sale:
     """An installed campaign at one epoch and version. Immutable, but for `stale`."""
 
-    __slots__ = ("campaign", "channels", "currency", "epoch", "keys", "prices", "shards", "spec", "spread", "stale", "tag", "version")  # fmt: skip # noqa: E501
+    __slots__ = ("campaign", "channels", "currency", "discounts", "epoch", "keys", "prices", "shards", "spec", "spread", "stale", "tag", "version")  # fmt: skip # noqa: E501
 
     def __init__(self, campaign: str, epoch: int, version: int, spec: CampaignSpec, shards: int) -> None:
         self.campaign = campaign
@@ -46,6 +46,8 @@ class Sale:
         self.keys = [sale_keys(shard, campaign) for shard in self.shards]
         self.prices = {s.sku: s.price for s in spec.skus}
         self.currency = spec.currency
+        # The most off first: of those that an order reaches, the first one counts.
+        self.discounts = tuple(sorted(((d.off, d.min_amount) for d in spec.discounts), reverse=True))
         self.channels = None if spec.channels is None else frozenset(spec.channels)
         self.tag = campaign_tag(campaign)
         self.stale = False

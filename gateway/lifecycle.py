@@ -1,5 +1,6 @@
 """What happens to an order after its 202: who may move it over HTTP. The ledger decides: these calls need it."""
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from gateway.lookup import Lookup
 
 decode_change = msgspec.json.Decoder(AddressChange).decode
 decode_refund = msgspec.json.Decoder(RefundRequest).decode
+_is_action = re.compile(r"[a-z_]{1,32}\Z").match
 
 
 class Lifecycle:
@@ -51,9 +53,11 @@ class Lifecycle:
             route(ORDER + "/suspend", operator=True, POST=self._act("suspend")),
             route(ORDER + "/resume", operator=True, POST=self._act("resume")),
             route(ORDER + "/urge", POST=self.urge),
-            route(ORDER + "/refunds", POST=self.request_refund, GET=self.refunds),
+            route(ORDER + "/actions/{action}", operator=True, POST=self.operate),
+            route(ORDER + "/refunds", POST=self.refund, GET=self.refunds),
             route(refund + "/approve", operator=True, POST=self.approve),
             route(refund + "/reject", operator=True, POST=self.reject),
+            route(refund + "/confirm", operator=True, POST=self.confirm),
         ]
 
     def _act(self, action: str) -> Action:
@@ -70,6 +74,13 @@ class Lifecycle:
         await move()
         return await self._lookup.find(order_id)
 
+    async def operate(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+        """Any step that the order's flow gives an operator and that has no body."""
+        action = request.path_params["action"]
+        if not _is_action(action):
+            return self._calls.refused("not_found")
+        return await self._moved(order_id, lambda: self._orders.operate(order_id, action, caller.who))
+
     async def urge(self, request: Request, order_id: bytes, caller: Caller) -> Any:
         return await self._moved(
             order_id, lambda: self._orders.urge(order_id, caller.actor, caller.who, caller.channel)
@@ -81,8 +92,11 @@ class Lifecycle:
             order_id, lambda: self._orders.change(order_id, new, caller.actor, caller.who, caller.channel)
         )
 
-    async def request_refund(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+    async def refund(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+        """Asked for by a buyer and to be reviewed; by an operator it is approved as it is."""
         wanted = decode(decode_refund, await read_body(request.receive, BODY_BYTES))
+        if caller.actor == "operator":
+            return await self._refunds.grant(order_id, wanted, caller.who)
         return await self._refunds.request(order_id, wanted, caller.actor, caller.who, caller.channel)
 
     async def refunds(self, request: Request, order_id: bytes, caller: Caller) -> Any:
@@ -93,3 +107,6 @@ class Lifecycle:
 
     async def reject(self, request: Request, order_id: bytes, caller: Caller) -> Any:
         return await self._refunds.reject(order_id, request.path_params["refund_no"], caller.who)
+
+    async def confirm(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+        return await self._refunds.confirm(order_id, request.path_params["refund_no"], caller.who)

@@ -143,6 +143,7 @@ class Lookup:
                 accepted_at=row["accepted_at"],
                 pay_by=row["pay_by"],
                 version=row["version"],
+                discount=_discount(lines[order_id], row["amount"]),
             )
             for order_id, row in heads.items()
         }
@@ -210,16 +211,22 @@ class Lookup:
 
 def _view_of_hold(order_id: bytes, campaign: str, hold: bytes) -> OrderView:
     held, accepted_ms, pay_by_ms = read_hold(hold)
+    lines = [OrderLine(*item) for item in held.items]
     return OrderView(
         order_id=text_of(order_id),
         campaign=campaign,
         channel=held.channel,
         buyer_id=held.buyer_id,
         state=FIRST_STATE,
-        items=[OrderLine(*item) for item in held.items],
+        items=lines,
         amount=held.amount,
         currency=held.currency,
         accepted_at=datetime.fromtimestamp(accepted_ms / 1000, UTC),
         pay_by=datetime.fromtimestamp(pay_by_ms / 1000, UTC),
         version=1,
+        discount=_discount(lines, held.amount),
     )
+
+
+def _discount(lines: list[OrderLine], amount: int) -> int:
+    return sum(line.quantity * line.price for line in lines) - amount

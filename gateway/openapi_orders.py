@@ -4,7 +4,8 @@ import msgspec
 
 from core.desk.listing import MAX_PAGE
 from core.desk.moves import Event, Moved
-from core.desk.orders import PARTNERS, TraceStep
+from core.desk.orders import OWN_CALLS, PARTNERS, TraceStep
+from core.flows import FLOWS
 from core.model import (
     AddressChange,
     OrderPage,
@@ -36,6 +37,7 @@ BODIES = [
 ]  # fmt: skip
 
 ORDER = path("order_id", "as a 202 gave it")
+ACTIONS = sorted({s.action for f in FLOWS.values() for s in f.steps if "operator" in s.actors} - set(OWN_CALLS))
 REFUND = path("refund_no", "as a request for a refund gave it")
 EITHER = CHANNEL + ADMIN
 SIGNED: list[Json] = [{"webhookSignature": []}]
@@ -112,6 +114,27 @@ def _events() -> Json:
     return found
 
 
+def _operate() -> Json:
+    found = _step(
+        "Make a step of an operator", security=ADMIN, more=("conflict", "not_found"),
+        parameters=[ORDER, path("action", "a step that the order's flow gives an operator", ACTIONS)],
+    )  # fmt: skip
+    found["description"] = (
+        "What is allowed from where the order is depends on its order type: `allowed` of a `not_allowed` names it. "
+        "Steps that say more than their name have calls of their own: refund, refunded, reject_refund, change."
+    )
+    return found
+
+
+def _refund() -> Json:
+    found = _step("Ask money back", "Refund", EITHER, "RefundRequest", ("contradicts", "conflict"))
+    found["description"] = (
+        "With a channel's key it is a request, to be reviewed. With the admin token it is approved and asked of the "
+        "payment centre at once; the same one again, until the centre has paid it back, is that one."
+    )
+    return found
+
+
 def order_paths() -> Json:
     """The paths under /v1/orders, and the callbacks."""
     order = "/v1/orders/{order_id}"
@@ -132,15 +155,19 @@ def order_paths() -> Json:
         order + "/urge": {"post": _step("Urge the merchant, once a minute at most")},
         order + "/suspend": {"post": _step("Suspend an order", security=ADMIN)},
         order + "/resume": {"post": _step("Resume an order", security=ADMIN)},
-        order + "/refunds": {
-            "get": refunds,
-            "post": _step("Request a refund", "Refund", CHANNEL, "RefundRequest", ("contradicts", "conflict")),
-        },
+        order + "/actions/{action}": {"post": _operate()},
+        order + "/refunds": {"get": refunds, "post": _refund()},
         order + "/refunds/{refund_no}/approve": {
             "post": _step("Approve a refund", "Refund", ADMIN, None, ("contradicts", *review), [ORDER, REFUND])
         },
         order + "/refunds/{refund_no}/reject": {
             "post": _step("Reject a refund", "Refund", ADMIN, None, review, [ORDER, REFUND])
+        },
+        order + "/refunds/{refund_no}/confirm": {
+            "post": _step(
+                "Take a refund as paid back that the payment centre never reported",
+                "Refund", ADMIN, None, review, [ORDER, REFUND],
+            )
         },
         "/v1/payments/callback": {
             "post": _callback(

@@ -40,6 +40,8 @@ def prepare(ids: IdSource, sale: Sale, channel: str, request_key: str, order: Or
             raise SkuUnknown(f"campaign {sale.campaign} does not sell {item.sku}", f"items[{n}].sku")
         items.append((item.sku, item.quantity, price))
         amount += price * item.quantity
+    if sale.discounts:
+        amount -= discount(sale.discounts, amount)
     if len(items) > 1:
         items.sort()
         for n in range(1, len(items)):
@@ -80,6 +82,17 @@ def prepare(ids: IdSource, sale: Sale, channel: str, request_key: str, order: Or
         device_id,
         lines,
     )
+
+
+def discount(discounts: tuple[tuple[int, int], ...], amount: int) -> int:
+    """What goes off an order whose lines cost `amount`: the most of what it reaches, and never more than it costs.
+
+    `discounts`: (off, min_amount), the most off first. All in minor units.
+    """
+    for off, min_amount in discounts:
+        if amount >= min_amount:
+            return min(off, amount)
+    return 0
 
 
 def canonical_ip(text: str) -> str:

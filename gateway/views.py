@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from core.errors import Fault, StoreNotAsPromised, StoreUnavailable
-from core.model import Limits
+from core.model import Discount, Limits
 from gateway.access import Access
 from gateway.admin import json_response, problem_response
 from gateway.catalogue import Catalogue
@@ -38,6 +38,7 @@ class CampaignView(msgspec.Struct, frozen=True):
     currency: str
     pay_within_s: int
     limits: Limits
+    discounts: list[Discount]  # of those that an order reaches, the one that takes most off counts
     skus: list[SkuView]
 
 
@@ -97,6 +98,7 @@ class Views:
                 currency=spec.currency,
                 pay_within_s=int(reading.meta["pay_within_ms"]) // 1000,
                 limits=spec.limits,
+                discounts=spec.discounts,
                 skus=[SkuView(s.sku, s.name, s.price) for s in spec.skus],
             )
         )

@@ -176,6 +176,7 @@ class Partners:
     def _state(self) -> dict[str, object]:
         return {
             "pending_callbacks": self.courier.pending,
+            "due_callbacks": self.courier.due,
             "remembered": len(self.memory),
             "buyers": self.buyers,
             "partners": {

@@ -77,6 +77,11 @@ class Courier:
         self._jitter = Random(options.seed)  # noqa: S311  spreads repeats, guards nothing
         self._stopped = False
 
+    @property
+    def due(self) -> int:
+        """Callbacks whose time has come and that are not answered: what the gateway is behind."""
+        return self._pool.waiting + self._pool.in_flight
+
     def room_for(self, callbacks: list[Callback]) -> bool:
         """Whether the queue has a place for all of them and for what follows them."""
         return self.pending + sum(c.size() for c in callbacks) <= self._options.pending_max

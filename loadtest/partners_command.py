@@ -14,7 +14,7 @@ import msgspec
 import uvloop
 
 from loadtest.partners import BACKLOG, serve_partners
-from loadtest.partners_options import EVERY, PARTNERS, Buyers, Conduct, PartnersOptions
+from loadtest.partners_options import EVERY, PARTNERS, STEP_MS, Buyers, Conduct, PartnersOptions
 
 SECRETS_ENV, CHANNEL_KEYS_ENV, CHANNEL_KEY_ENV = (
     "RUSHGATE_PARTNER_SECRETS",
@@ -33,12 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=int, default=8090, help="port to listen on, 0: a free one (default: %(default)s)"
     )
+    parser.add_argument("--fd", type=int, help="a listening socket that was inherited, instead of host and port")
     parser.add_argument("--gateway", default="http://127.0.0.1:8080", help="where callbacks go (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="the same seed, the same decisions (default: %(default)s)")
     for name in ("pay", "cancel", "ignore", "pay_late"):
         _add(parser, name, getattr(buyers, name), "share of the buyers, 0 to 1; the four add up to 1")
     _add(parser, "think_ms", buyers.think_ms, "mean time until a buyer pays or cancels")
     _add(parser, "late_ms", buyers.late_ms, "how long after pay_by a late payer pays")
+    _add(parser, "step_ms", STEP_MS, "between a message or a report and the next report of a partner")
     _add(parser, "latency_ms", conduct.latency_ms, "of every partner, mean")
     _add(parser, "jitter_ms", conduct.jitter_ms, "of every partner, either way")
     _add(parser, "failure", conduct.failure, "share of the messages answered 500, undone, 0 to 1")
@@ -55,7 +57,7 @@ def run_from_args(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Returns 0, or 2 when it could not begin."""
     try:
         options = options_from(args, os.environ)
-        sock = listen(args.host, args.port)
+        sock = listen(args.host, args.port) if args.fd is None else inherited(args.fd)
     except (ValueError, OSError) as exc:
         print(f"partners: {exc}", file=sys.stderr)
         return EXIT_NOT_RUN
@@ -103,6 +105,7 @@ def options_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Partne
         channel_keys=keys,
         secrets=secrets,
         seed=args.seed,
+        step_ms=args.step_ms,
         conduct=dict.fromkeys(PARTNERS, conduct),
         buyers=_checked(args, Buyers, ("pay", "cancel", "ignore", "pay_late", "think_ms", "late_ms")),
     )
@@ -123,6 +126,20 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as exc:
         sock.close()
         raise OSError(f"port {port} on {host} cannot be used ({exc})") from exc
+    sock.setblocking(False)
+    return sock
+
+
+def inherited(fd: int) -> socket.socket:
+    """The listening socket that the parent passed on. Raises OSError if it is none."""
+    try:
+        sock = socket.socket(fileno=fd)
+        listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except (OSError, ValueError, OverflowError) as exc:
+        raise OSError(f"--fd {fd}: is no socket ({exc})") from exc
+    if not listening:
+        sock.close()
+        raise OSError(f"--fd {fd}: the socket does not listen")
     sock.setblocking(False)
     return sock
 

@@ -8,6 +8,7 @@ from msgspec import Meta
 from loadtest.exchange import Target
 
 PARTNERS = ("payment", "warehouse", "provisioning", "billing", "notification", "channel")
+STEP_MS = 100.0
 EVERY = "*"  # in `secrets`: the partners that are not named
 
 Rate = Annotated[float, Meta(ge=0, le=1)]
@@ -67,7 +68,7 @@ class PartnersOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         seed: the same seed, the same decisions of the buyers.
         conduct: partner -> its behaviour at the start.
         step_ms: time between a message, or the callback before, and a callback of the warehouse, provisioning
-            or billing.
+            or billing, or of a refund.
         timeout_s: of one callback, from sending to the whole answer.
         attempts: most sendings of one callback; then it is given up, and with it those that wait for it.
         backoff_ms: before the second sending; doubled each time up to `backoff_max_ms`, with jitter.
@@ -85,7 +86,7 @@ class PartnersOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     seed: int = 1
     conduct: dict[str, Conduct] = {}
     buyers: Buyers = Buyers()
-    step_ms: float = 100
+    step_ms: float = STEP_MS
     timeout_s: float = 10.0
     attempts: int = 30
     backoff_ms: float = 100

@@ -17,12 +17,14 @@ Decision = Literal["pay", "cancel", "ignore", "pay_late"]
 # What a partner reports, one after the other, when it has a message of a topic. No topics: takes any, reports nothing.
 REPORTS: dict[str, dict[str, tuple[str, ...]]] = {
     "payment": {"payment": (), "refund": ()},  # its callbacks are made below
-    "warehouse": {"warehouse": ("pick", "ship"), "recall": ("recalled",)},
+    "warehouse": {"warehouse": ("pick", "ship", "receive"), "recall": ("recalled",)},
     "provisioning": {"provision": ("provision",), "unprovision": ("unprovision",)},
     "billing": {"bill": ("bill",), "unbill": ("unbill",)},
     "notification": {},
     "channel": {},
 }
+# Reports that may come too late: the order may be past recalling, the buyer may have sent the parcel back unopened.
+LATE_REPORTS = ("recalled", "receive")
 # The order's state forbids it, or it is gone: a buyer takes no for an answer.
 CANCEL_FINAL = (400, 401, 403, 404, 409, 422)
 
@@ -113,7 +115,7 @@ def callbacks_of(
             due_s=now_s + step_s if number == 0 else step_s,
             twice=twice(),
             then=first,
-            final=(409,) if action == "recalled" else (),  # the order may be past recalling
+            final=(409,) if action in LATE_REPORTS else (),
         )
     return [first] if first else []
 

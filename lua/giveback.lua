@@ -12,7 +12,8 @@
 -- KEYS[1] meta    hash  fields epoch, lease_ms, reopen, r:SKU
 -- KEYS[2] stock   hash  SKU -> left; a:SKU -> allocation of this shard
 -- KEYS[3] used    hash  b:BUYER, s:BUYER SKU, i:IP, d:DEVICE -> units taken
--- KEYS[4] holds   hash  order id -> ..., limits it was counted for (1 byte), stamp (12 bytes): of an order not settled
+-- KEYS[4] holds   hash  order id -> ..., limits it was counted for and 16 if it has no units (1 byte), stamp
+--                       (12 bytes): of an order not settled
 -- KEYS[5] deltas  hash  order id -> limits it was counted for, a number (settle.lua), or `back`; kept as long as the
 --                       campaign
 --
@@ -29,7 +30,7 @@
 --   codes   one an order:
 --     0 REPEATED  they came back before
 --     1 RETURNED  its units are left again
---     2 UNKNOWN   the campaign does not sell a SKU of it
+--     2 UNKNOWN   the campaign does not sell a SKU of it, or its hold has no units: it cannot have been sold
 local meta, stock, used, holds, deltas = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local epoch = ARGV[1]
 
@@ -70,9 +71,10 @@ local function decide(i)
   for l = p + 5, last, 2 do
     if not known[ARGV[l]] then return UNKNOWN end
   end
+  local counted = unsettled[i] and string.byte(unsettled[i], -13) or tonumber(done[i] or 0)
+  if counted >= 16 then return UNKNOWN end
   seen[id] = true
   marks[#marks + 1], marks[#marks + 2] = id, 'back'
-  local counted = unsettled[i] and string.byte(unsettled[i], -13) or tonumber(done[i] or 0)
   local total = 0
   for l = p + 5, last, 2 do
     local sku, units = ARGV[l], tonumber(ARGV[l + 1])

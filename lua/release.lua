@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- release: end holds and give their units and limits back, once per order.
+-- release: end holds and give their units and limits back, once per order. A hold without units (reserve.lua with
+-- `at_payment`, before allocate.lua) has only limits to give back.
 --
 -- Units that come back to a SKU with nothing left go on sale one lease later, as in restock.lua.
 --
@@ -10,7 +11,8 @@
 -- KEYS[1] meta   hash  fields epoch, lease_ms, reopen, r:SKU
 -- KEYS[2] stock  hash  SKU -> left; h:SKU -> held
 -- KEYS[3] used   hash  b:BUYER, s:BUYER SKU, i:IP, d:DEVICE -> units taken
--- KEYS[4] holds  hash  order id -> what is held (msgpack), limits it was counted for (1 byte), stamp (12 bytes)
+-- KEYS[4] holds  hash  order id -> what is held (msgpack), limits it was counted for and 16 if it has no units
+--                      (1 byte), stamp (12 bytes)
 --
 -- ARGV[1] epoch  int    the epoch the caller believes in, >= 1
 -- ARGV[2...]     bytes  order ids, 1 to 100
@@ -19,7 +21,7 @@
 --   fenced  1 = no campaign here, or another epoch: nothing else is meant; 0 otherwise
 --   codes   one an order:
 --     0 NOTHING   there was no hold
---     1 RELEASED  its units are left again
+--     1 RELEASED  it is gone, and its units are left again
 local meta, stock, used, holds = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local epoch = ARGV[1]
 
@@ -52,17 +54,17 @@ for i = 1, #found do
     for _, item in ipairs(items) do
       local sku, quantity = item[1], item[2]
       total = total + quantity
-      give(skus, back, sku, quantity)
+      if counted < 16 then give(skus, back, sku, quantity) end
       if counted % 4 >= 2 then give(counters, less, 's:' .. buyer .. ' ' .. sku, quantity) end
     end
     if counted % 2 >= 1 then give(counters, less, 'b:' .. buyer, total) end
     if counted % 8 >= 4 and ip ~= '' then give(counters, less, 'i:' .. ip, total) end
-    if counted >= 8 and device ~= '' then give(counters, less, 'd:' .. device, total) end
+    if counted % 16 >= 8 and device ~= '' then give(counters, less, 'd:' .. device, total) end
   end
 end
 if #ended == 0 then return { 0, codes } end
 
-local left = redis.call('HMGET', stock, unpack(skus))
+local left = #skus > 0 and redis.call('HMGET', stock, unpack(skus))
 local kept, gone = {}, {}
 if #counters > 0 then
   local taken = redis.call('HMGET', used, unpack(counters))

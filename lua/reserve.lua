@@ -1,6 +1,9 @@
 #!lua
 -- reserve: decide a batch of requests of one campaign on one shard, as if they had come one after another.
 --
+-- With `at_payment` a hold takes no units (allocate.lua does, when it is paid): stock stays as it is, and is asked all
+-- the same, so that nobody orders what is gone.
+--
 -- Guarantee  G1 units left never drop below 0; G2 one request key has one outcome once it is accepted;
 --            G3 a hold and its entry in the intake are written together; G6 no limit is exceeded.
 --            A request that is not ACCEPTED writes nothing.
@@ -9,11 +12,12 @@
 -- Caller     lua/reserve.py
 --
 -- KEYS[1] meta      hash    fields epoch, state, opens_ms, closes_ms, pay_within_ms, limit_*, count_*, seq,
---                           version, reopen, r:SKU
+--                           version, reopen, r:SKU, at_payment
 -- KEYS[2] stock     hash    SKU -> left; h:SKU -> held
 -- KEYS[3] used      hash    b:BUYER, s:BUYER SKU, i:IP, d:DEVICE -> units taken
 -- KEYS[4] requests  hash    channel, NUL, request key -> record and stamp, 36 bytes
--- KEYS[5] holds     hash    order id -> what is held, the limits it was counted for (1 byte), and stamp
+-- KEYS[5] holds     hash    order id -> what is held, the limits it was counted for and 16 if it has no units
+--                           (1 byte), and stamp
 -- KEYS[6] intake    stream  h -> header, order id -> order, ... (core/wire.py)
 --
 -- ARGV[1] campaign  text
@@ -55,7 +59,7 @@ local NOT_OPEN, CLOSED, PAUSED, KEY_REUSED, NO_SKU = 4, 5, 6, 7, 8
 
 local m = redis.call('HMGET', meta, 'epoch', 'state', 'opens_ms', 'closes_ms', 'pay_within_ms', 'seq', 'version',
   'reopen', 'lease_ms', 'limit_buyer', 'limit_buyer_sku', 'limit_ip', 'limit_device',
-  'count_buyer_sku', 'count_ip', 'count_device')
+  'count_buyer_sku', 'count_ip', 'count_device', 'at_payment')
 if m[1] ~= epoch then return { 1, 0, 0, 0, {}, {}, {} } end
 local seq = tonumber(m[6])
 local limit_buyer, limit_buyer_sku = tonumber(m[10] or ''), tonumber(m[11] or '')
@@ -63,14 +67,16 @@ local limit_ip, limit_device = tonumber(m[12] or ''), tonumber(m[13] or '')
 -- Counted is more than limited: a limit that is lifted and set again finds its counters complete. Buyers always are.
 local count_buyer_sku, count_ip, count_device = m[14] or limit_buyer_sku, m[15] or limit_ip, m[16] or limit_device
 local lease_ms = tonumber(m[9])
+local takes_units = m[17] ~= '1'
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local pay_by_ms = now_ms + tonumber(m[5])
 local stamp = struct.pack('>I6I6', now_ms, pay_by_ms)
 
--- 1 buyer, 2 buyer and SKU, 4 IP, 8 device: what release.lua takes off the counters again.
+-- 1 buyer, 2 buyer and SKU, 4 IP, 8 device: what release.lua takes off the counters again. 16: the hold has no units.
 local counted = 1 + (count_buyer_sku and 2 or 0) + (count_ip and 4 or 0) + (count_device and 8 or 0)
+  + (takes_units and 0 or 16)
 local tail = string.char(counted) .. stamp
 
 local shut
@@ -186,8 +192,10 @@ local function decide(r)
   for i = 1, size do
     local sku = basket[i]
     local place = skus[sku]
-    units[place] = units[place] - wanted[sku]
-    units[place + 1] = units[place + 1] + wanted[sku]
+    if takes_units then
+      units[place] = units[place] - wanted[sku]
+      units[place + 1] = units[place + 1] + wanted[sku]
+    end
     if count_buyer_sku then
       local counter = places['s:' .. ARGV[p + 4] .. ' ' .. sku]
       taken[counter] = taken[counter] + wanted[sku]
@@ -225,7 +233,7 @@ if accepted > 0 then
   end
   -- A failing script is not rolled back. The entry goes first: it alone can fail for a reason of its own.
   redis.call('XADD', intake, '*', unpack(entry))
-  redis.call('HSET', stock, unpack(balances))
+  if takes_units then redis.call('HSET', stock, unpack(balances)) end
   redis.call('HSET', requests, unpack(new_requests))
   redis.call('HSET', holds, unpack(new_holds))
   redis.call('HSET', meta, 'seq', seq + accepted)

@@ -43,13 +43,19 @@ class SettleCode(IntEnum):
     SETTLED = 1
 
 
+class AllocateCode(IntEnum):
+    NOTHING = 0
+    ALLOCATED = 1
+    TOO_LATE = 2
+
+
 class GivebackCode(IntEnum):
     REPEATED = 0
     RETURNED = 1
     UNKNOWN = 2
 
 
-MAX_ENDED = 100  # orders in one call of release, settle or giveback
+MAX_ENDED = 100  # orders in one call of release, settle, allocate or giveback
 
 
 class Sold(NamedTuple):
@@ -158,6 +164,11 @@ class Scripts:
             "settle", [(4, keys.meta, keys.stock, keys.holds, keys.deltas, epoch, *order_ids)]
         )
         return None if fenced else [SettleCode(code) for code in codes]
+
+    async def allocate(self, keys: SaleKeys, epoch: int, order_ids: Sequence[bytes]) -> list[AllocateCode] | None:
+        """The holds of 1 to MAX_ENDED orders have their units, as far as enough are left. None = fenced."""
+        [(fenced, codes)] = await self._call("allocate", [(3, keys.meta, keys.stock, keys.holds, epoch, *order_ids)])
+        return None if fenced else [AllocateCode(code) for code in codes]
 
     async def giveback(self, keys: SaleKeys, epoch: int, orders: Sequence[Sold]) -> list[GivebackCode] | None:
         """The units of 1 to MAX_ENDED sold orders are on sale again, their limits back. None = fenced."""

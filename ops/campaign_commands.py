@@ -131,6 +131,8 @@ def _print(campaign: Campaign) -> None:
         f"  limits   {_limits(spec)}\n"
         f"  channels {', '.join(spec.channels) if spec.channels else 'all'}; spread {spec.spread}"
     )
+    for discount in spec.discounts:
+        print(f"  discount {discount.off} off orders of {discount.min_amount} and more, in minor units")
     for sku in spec.skus:
         price = f"{sku.price} minor units of {spec.currency} each"
         print(f"  sku      {sku.sku}: {sku.name}, {sku.stock:,} units at first, {price}")

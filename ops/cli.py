@@ -5,7 +5,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
 
 import uvloop
 
@@ -16,7 +15,7 @@ from core.ledger.migrate import migrate
 from core.settings import Settings
 from loadtest import command as rush_command
 from loadtest import partners_command
-from ops import campaign_commands, demo, doctor, logs, outbox_commands, up
+from ops import campaign_commands, demo, doctor, logs, order_commands, outbox_commands, up
 from ops.desk import command_place, connect_ledger
 from ops.processes import EX_CONFIG
 
@@ -30,11 +29,11 @@ def parser() -> argparse.ArgumentParser:
 
     part = parts.add_parser("up", help="the whole stack in the foreground; prints one line of JSON when it is ready")
     _stack_arguments(part)
-    part = parts.add_parser("demo", help="the stack, the sample campaign, a rush of 20,000 buyers, and the audit")
+    part.add_argument("--partners", action="store_true", help="play payment centre, warehouse and the others too")
+    words = "the stack, the sample campaign, a rush of 20,000 buyers, every order to its end, and the audit"
+    part = parts.add_parser("demo", help=words)
     _stack_arguments(part)
-    part.add_argument("--once", action="store_true", help="exit after the audit: 0 only if it is ok")
-    part.add_argument("--buyers", type=int, default=20_000, help="how many come (default: %(default)s)")
-    part.add_argument("--campaign-file", type=Path, default=demo.SAMPLE, help="TOML (default: %(default)s)")
+    demo.add_arguments(part)
 
     part = parts.add_parser("gateway", help="one gateway process")
     part.add_argument("--fd", type=int, help="a listening socket that was inherited, instead of host and port")
@@ -52,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     campaign_commands.add_data_dir(part)
 
     campaign_commands.add_arguments(parts)
+    order_commands.add_arguments(parts)
     outbox_commands.add_arguments(parts)
     part = parts.add_parser("rush", help="send an open-loop rush to any gateway and print what came back")
     rush_command.add_arguments(part)
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if args.part in ("up", "demo"):
         settings = _stack_settings(args)
         logs.set_up("warning" if args.part == "demo" else settings.log_level)
-        work = up.up(settings) if args.part == "up" else demo.demo(settings, args)
+        work = up.up(settings, play=args.partners) if args.part == "up" else demo.demo(settings, args)
         return _run(work)
     if args.part in ("gateway", "worker"):
         settings = Settings.from_env(os.environ)
@@ -109,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
     with place.explained():
         if args.part == "migrate":
             return _run(_migrate(place.settings))
+        if args.part == "order":
+            return _run(order_commands.run(place.settings, args))
         if args.part in outbox_commands.PARTS:
             return _run(outbox_commands.run(place.settings, args))
         return _run(campaign_commands.run(place.settings, args))

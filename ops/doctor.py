@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,8 @@ Verdict = Literal["ok", "warning", "wrong"]
 
 PROBES = 200  # fsyncs, and round trips
 SLOW_FSYNC_MS = 5.0
+ALERTS = 20  # told at most
+REPAIRS_S = 86_400.0
 SILENT_MS = 2_000  # longer than a living worker's wait for entries takes; it claims twice in claim_idle_ms besides
 PACKAGES = ("asyncpg", "hiredis", "httptools", "msgspec", "redis", "starlette", "uvicorn", "uvloop")
 
@@ -106,6 +109,8 @@ def _workers(place: Place, kind: str, count: int) -> Check:
     name = f"{kind} worker"
     if count:
         return Check(name, "ok", f"{count} at work")
+    if kind == "reconcile" and place.settings.reconcile_workers == 0:
+        return Check(name, "warning", "RUSHGATE_RECONCILE_WORKERS is 0: nothing is audited or mended by itself")
     # A stack has workers of every kind; elsewhere they may not have been started yet.
     return Check(name, "warning" if place.folder is None else "wrong", f"none is at work: `rushgate worker {kind}`")
 
@@ -177,7 +182,9 @@ async def _ledger(place: Place) -> list[Check]:
         return [Check("ledger", "wrong", exc.detail)]
     try:
         checks = [await _ask_ledger(connection)]
-        # These two have no group in the intake; the ledger knows its connections by name.
+        if checks[0].verdict == "ok":
+            checks += await _reconciled(connection)
+        # These have no group in the intake; the ledger knows its connections by name.
         rows = await connection.fetch(query("list_processes"))
         found = Counter(str(row[0]).removeprefix("rushgate-").partition("-")[0] for row in rows)
         return checks + [_workers(place, kind, found[kind]) for kind in KINDS if kind != GROUP]
@@ -185,6 +192,21 @@ async def _ledger(place: Place) -> list[Check]:
         return [Check("ledger", "wrong", f"it answers {exc}")]
     finally:
         connection.terminate()
+
+
+async def _reconciled(connection: asyncpg.Connection) -> list[Check]:
+    """What the reconcile workers have found, and what they have mended lately."""
+    checks = []
+    for row in await connection.fetch(query("open_alerts"), ALERTS):
+        since = row["first_at"].astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        words = f"{row['kind']} in campaign {row['campaign']} since {since}, seen {row['seen']} times: {row['detail']}"
+        checks.append(Check("alert", "wrong", words))
+    rows = await connection.fetch(query("count_repairs"), REPAIRS_S)
+    if rows:
+        each = ", ".join(f"{row['repairs']} {row['what']}" for row in rows)
+        words = f"orders mended in the last 24 h: {each}; the table `repairs` says why"
+        checks.append(Check("repairs", "warning", words))
+    return checks or [Check("alerts", "ok", "none stands; no order was mended in the last 24 h")]
 
 
 async def _ask_ledger(connection: asyncpg.Connection) -> Check:

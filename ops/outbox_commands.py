@@ -22,6 +22,7 @@ from core.ledger.queries import query
 from core.settings import Settings
 from core.wire import read_hold
 from lua.keys import intake_key, sale_keys
+from lua.scripts import Scripts
 from ops.campaign_commands import add_data_dir
 from ops.desk import Desk, open_desk
 
@@ -46,7 +47,7 @@ def add_arguments(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") 
          (("list", "print them, the oldest first"), ("replay", "try at once what failed before, with all attempts"))),
         ("dead-letters", "messages that nobody could deliver, and orders that the ledger could not take",
          (("list", "print them, the oldest first"), ("replay", "put them back: into the outbox, into the intake"),
-          ("drop", "give them up for good; the audit calls a dropped order lost"))),
+          ("drop", "give them up for good; the units of a dropped order are on sale again"))),
     ):  # fmt: skip
         part = parts.add_parser(name, help=text)
         add_data_dir(part)
@@ -147,14 +148,15 @@ def _when(due: datetime) -> str:
 async def _orders(desk: Desk, action: str, which: Which) -> int:
     """Dead orders go back into the intake, or are dropped."""
     done = kept = 0
+    text = query("end_dead_letter") if action == "replay" else query("drop_dead_letter")
     for letter in await _fetch(desk, "list_dead_letters", which.shard, which.order_id, MANY):
-        why = await _replay(desk, letter) if action == "replay" else ""
+        why = await (_replay if action == "replay" else _release)(desk, letter)
         if why:
             print(f"entry {letter['entry_id']}, place {letter['place']}, of shard {letter['shard']} stays: {why}")
             kept += 1
             continue
         key = (letter["shard"], letter["entry_id"], letter["place"])
-        await ask(lambda key=key: desk.ledger.execute(query("drop_dead_letter"), *key))  # type: ignore[misc]
+        await ask(lambda key=key: desk.ledger.execute(text, *key))  # type: ignore[misc]
         done += 1
     print(f"{done} orders {'back in the intake' if action == 'replay' else 'dropped'}")
     return 1 if kept else 0
@@ -173,6 +175,15 @@ async def _replay(desk: Desk, letter: asyncpg.Record) -> str:
     header = f"1|{campaign}|{letter['epoch']}|{accepted_ms}|{pay_by_ms}|{letter['seq']}"
     await _tell(desk, "XADD", intake_key(letter["shard"]), "*", "h", header, order_id, letter["payload"])
     return ""
+
+
+async def _release(desk: Desk, letter: asyncpg.Record) -> str:
+    """The hold of the order, if there is one, is released; or why that cannot be."""
+    if letter["order_id"] is None:
+        return ""
+    keys = sale_keys(letter["shard"], letter["campaign"])
+    codes = await Scripts(desk.store).release(keys, letter["epoch"], [letter["order_id"].bytes])
+    return "" if codes is not None else f"the store does not hold {letter['campaign']}, epoch {letter['epoch']}"
 
 
 async def _tell(desk: Desk, *command: bytes | str | int) -> list[Any]:

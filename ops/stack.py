@@ -23,6 +23,7 @@ from ops.embedded import DataDirLock
 from ops.embedded_ledger import EmbeddedLedger
 from ops.embedded_store import EmbeddedStore, write_private
 from ops.keeper import kept
+from ops.played import Played, prepare
 from ops.processes import Supervisor
 
 SECRETS_FILE = "secrets.json"  # in the data directory, 0600
@@ -31,12 +32,16 @@ READY_S = 60.0
 
 
 class Stack:
-    """A running stack. `settings` are complete; `gateway` is the URL to call."""
+    """A running stack. `settings` are complete; `gateway` is the URL to call; `played` that of the partners which the
+    stack plays itself, "" if it plays none."""
 
-    def __init__(self, settings: Settings, gateway: str, channel_key: str, supervisor: Supervisor) -> None:
+    def __init__(
+        self, settings: Settings, gateway: str, channel_key: str, supervisor: Supervisor, played: str = ""
+    ) -> None:
         self.settings = settings
         self.gateway = gateway
         self.channel_key = channel_key
+        self.played = played
         self.supervisor = supervisor
 
     def ready_line(self) -> str:
@@ -50,14 +55,18 @@ class Stack:
                 "admin_token": self.settings.admin_token,
                 "channel_key": self.channel_key,
                 "payment_secret": next(iter(self.settings.payment_secrets), ""),
+                "partner_secret": next(iter(self.settings.partner_secrets), ""),
+                "partners": self.settings.partners_url,
             },
             separators=(",", ":"),
         )
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Stack]:
+async def running(settings: Settings, *, play: bool = False) -> AsyncIterator[Stack]:
     """The stack is up and takes orders; afterwards all that this call started is gone.
+
+    `play`: play the partners too, unless RUSHGATE_PARTNERS_URL names some.
 
     Raises: ConfigInvalid, DataDirBusy, PortTaken, ServiceFailed, each with what to do about it.
     """
@@ -69,7 +78,13 @@ async def running(settings: Settings) -> AsyncIterator[Stack]:
             raise ConfigInvalid(f"RUSHGATE_DATA_DIR (or --data-dir): {data} cannot be used: {exc.strerror}") from exc
         # First what fails fastest: a taken port is told before services are started.
         sock = undo.enter_context(contextlib.closing(listen(settings.host, settings.port, reuse_port=False)))
-        settings = await _with_services(_with_secrets(settings, data), data, undo)
+        settings = _with_secrets(settings, data)
+        played: Played | None = None
+        if play and not settings.partners_url:
+            played = prepare(settings)
+            undo.callback(played.sock.close)
+            settings = settings.with_values(partners_url=played.url)
+        settings = await _with_services(settings, data, undo)
         connection = await connect_ledger(settings)
         try:
             await migrate(connection)
@@ -86,6 +101,7 @@ async def running(settings: Settings) -> AsyncIterator[Stack]:
             "ledger": settings.ledger_workers,
             "expiry": settings.expiry_workers,
             "relay": settings.relay_workers,
+            "reconcile": settings.reconcile_workers,
         }
         for kind, count in workers.items():
             await supervisor.spawn(kind, [*command, "worker", kind], env)
@@ -93,8 +109,11 @@ async def running(settings: Settings) -> AsyncIterator[Stack]:
 
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
         gateway = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
+        if played:
+            await supervisor.spawn("partners", played.argv(gateway), played.env(), pass_fds=(played.sock.fileno(),))
         await _until_ready(gateway, supervisor, data / "log")
-        stack = Stack(settings, gateway, next(iter(settings.channel_keys.values()), ""), supervisor)
+        channel_key = next(iter(settings.channel_keys.values()), "")
+        stack = Stack(settings, gateway, channel_key, supervisor, played.url if played else "")
         known = data / STACK_FILE
         write_private(known, json.dumps({"gateway": gateway, "settings": msgspec.structs.asdict(settings)}))
         undo.callback(known.unlink, missing_ok=True)
@@ -112,6 +131,7 @@ def _with_secrets(settings: Settings, data: Path) -> Settings:
         "admin_token": secrets.token_urlsafe(24),
         "channel_key": secrets.token_urlsafe(24),
         "payment_secret": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
+        "partner_secret": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
     }
     if not fresh.keys() <= kept.keys():
         kept = fresh | kept
@@ -120,6 +140,7 @@ def _with_secrets(settings: Settings, data: Path) -> Settings:
         admin_token=settings.admin_token or kept["admin_token"],
         channel_keys=settings.channel_keys or {EMBEDDED_CHANNEL: kept["channel_key"]},
         payment_secrets=settings.payment_secrets or (kept["payment_secret"],),
+        partner_secrets=settings.partner_secrets or (kept["partner_secret"],),
     )
 
 

@@ -36,18 +36,24 @@ async def first_of(*tasks: "asyncio.Task[object]") -> None:
         task.result()
 
 
-async def up(settings: Settings) -> int:
-    """Exit status 0 after a signal. Prints one line of JSON on stdout when orders are taken."""
+async def up(settings: Settings, *, play: bool = False) -> int:
+    """Exit status 0 after a signal. Prints one line of JSON on stdout when orders are taken.
+
+    `play`: play the partners too; without it an order waits until somebody pays it.
+    """
     with stop_signal() as stopping:
         stop = asyncio.create_task(stopping.wait())
-        serving = asyncio.create_task(_serve(settings))
+        serving = asyncio.create_task(_serve(settings, play))
         await first_of(stop, serving)
     return 0
 
 
-async def _serve(settings: Settings) -> None:
-    async with running(settings) as stack:
-        for words in missing_keys(stack.settings):
+async def _serve(settings: Settings, play: bool) -> None:
+    async with running(settings, play=play) as stack:
+        warnings = missing_keys(stack.settings)
+        if play and not stack.played:
+            warnings.append("no partners are played: RUSHGATE_PARTNERS_URL names others")
+        for words in warnings:
             print(f"rushgate: warning: {words}", file=sys.stderr, flush=True)
         print(stack.ready_line(), flush=True)
         await stack.supervisor.wait()

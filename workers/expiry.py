@@ -1,4 +1,5 @@
-"""The expiry worker: orders whose time to pay has passed are expired, to the second, in bounded batches.
+"""The expiry worker: what time alone brings about, to the second and in bounded batches. Orders whose time to pay has
+passed are expired; received orders whose after-sales window is over are completed.
 
 Any number of them share the work: rows that one works on are passed over by the others.
 """
@@ -22,25 +23,35 @@ AWAY_S = 1.0  # between two looks while the ledger is away
 
 
 def expiry_step() -> Step:
-    """The step that all flows have in common. Raises ValueError if they have not."""
-    steps = {flow.step(flow.first, "expire") for flow in FLOWS.values()}
-    if len(steps) != 1 or None in steps:
-        raise ValueError("the flows differ in how an order expires")
-    [step] = steps
-    assert step is not None  # noqa: S101 - for the type checker
-    return step
+    """The step that ends an order which is not paid in time. Raises ValueError if the flows differ in it."""
+    return _only("pay_by_passed", "accepted")
+
+
+def completion_step() -> Step:
+    """The step that ends an after-sales window. Raises ValueError if the flows that have one differ in it."""
+    return _only("after_sales_over", "received")
+
+
+def _only(guard: str, state: str) -> Step:
+    """The step of this guard, out of the state that the worker's statement and its index name."""
+    steps = {step for flow in FLOWS.values() for step in flow.steps if step.guard == guard}
+    if len(steps) != 1 or {(s.state, s.actors) for s in steps} != {(state, ("system",))}:
+        raise ValueError(f"the flows differ in the step {guard}, or it is not one of the system out of {state}")
+    return steps.pop()
 
 
 class ExpiryWorker:
-    """Expires orders of all shards."""
+    """Expires and completes orders of all shards."""
 
     def __init__(self, ledger: Pool, shards: Sequence[int]) -> None:
         self._ledger = ledger
         self._shards = list(shards)
-        self._step = expiry_step()
+        self._expiry = expiry_step()
+        self._completion = completion_step()
         self._stopping = asyncio.Event()
         self.expired = 0  # orders, by this worker
-        self.late_s = 0.0  # of the latest order, since the start
+        self.completed = 0  # orders, by this worker
+        self.late_s = 0.0  # behind the deadline, of the latest of all of them
 
     def stop(self) -> None:
         """The run ends after the batch in hand."""
@@ -50,8 +61,8 @@ class ExpiryWorker:
         """Works until `stop`, through every absence of the ledger."""
         while not self._stopping.is_set():
             try:
-                expired = await self.step()
-                pause_s = 0.0 if expired else LOOK_S
+                moved = await self.step()
+                pause_s = 0.0 if moved else LOOK_S
             except LedgerUnavailable as exc:
                 logger.warning("expiry waits", extra={"why": exc.detail})
                 pause_s = AWAY_S
@@ -62,25 +73,25 @@ class ExpiryWorker:
                     continue
 
     async def step(self) -> int:
-        """One round over the shards that have something due, a batch each. Returns the orders expired by it.
+        """One round over the shards that have something due, a batch each. Returns the orders moved by it.
 
-        Raises: LedgerUnavailable; what was expired stays so.
+        Raises: LedgerUnavailable; what was moved stays so.
         """
-        total = 0
+        before = self.expired + self.completed
         rows = await ask(lambda: self._ledger.fetch(query("due_shards"), self._shards))
         for row in rows:
             if self._stopping.is_set():
                 break
-            total += await ask(partial(self._expire, row["shard"]))
-        self.expired += total
-        return total
+            # Expiry first: units wait for it.
+            if row["expire"]:
+                self.expired += await self._move(query("expire_orders"), row["shard"], self._expiry)
+            if row["complete"]:
+                self.completed += await self._move(query("complete_orders"), row["shard"], self._completion)
+        return self.expired + self.completed - before
 
-    async def _expire(self, shard: int) -> int:
-        step = self._step
-        row = await self._ledger.fetchrow(
-            query("expire_orders"), shard, BATCH, step.to, step.action, "system", step.reason, list(step.messages)
-        )
-        if row is None:
-            return 0
+    async def _move(self, statement: str, shard: int, step: Step) -> int:
+        values = shard, BATCH, step.to, step.action, "system", step.reason, list(step.messages)
+        row = await ask(partial(self._ledger.fetchrow, statement, *values))
+        assert row is not None  # noqa: S101 - an aggregate has a row
         self.late_s = max(self.late_s, row["late_s"])
-        return int(row["expired"])
+        return int(row["moved"])

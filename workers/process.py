@@ -15,10 +15,11 @@ from core.ledger.deployment import claim_deployment
 from core.ledger.migrate import require_current
 from core.ledger.pool import Pool, ask, open_pool
 from core.settings import Settings
-from lua.connection import StoreConnection
+from lua.connection import SharedConnection, StoreConnection
 from workers.expiry import ExpiryWorker
 from workers.ledger import BLOCK_MS, LedgerWorker
 from workers.partners import partners_of
+from workers.reconcile import ReconcileWorker
 from workers.relay import RelayWorker
 from workers.writer import LedgerWriter
 
@@ -70,6 +71,11 @@ def _relay_worker(settings: Settings, ledger: Pool, name: str) -> RelayWorker:
     return RelayWorker(ledger, _store(settings, name, settings.store_timeout_s), range(settings.shards), partners)
 
 
+def _reconcile_worker(settings: Settings, ledger: Pool, name: str) -> ReconcileWorker:
+    store = SharedConnection(settings.store_url, settings.durability, settings.store_timeout_s, name)
+    return ReconcileWorker(store, ledger, settings.shards, settings.sold_out_lease_ms, settings.reconcile_every_s)
+
+
 def _store(settings: Settings, name: str, timeout_s: float) -> StoreConnection:
     return StoreConnection(settings.store_url, settings.durability, timeout_s, name)
 
@@ -78,6 +84,7 @@ KINDS: dict[str, Callable[[Settings, Pool, str], Worker]] = {
     "ledger": _ledger_worker,
     "expiry": _expiry_worker,
     "relay": _relay_worker,
+    "reconcile": _reconcile_worker,
 }
 CONNECTIONS = {"relay": 2}  # to the ledger, if not 1: a relay claims and records at the same time
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from core.desk.orders import OrderDesk
 from core.errors import LedgerUnavailable
 from core.ledger.pool import Pool
 from lua.connection import StoreConnection
@@ -25,7 +26,10 @@ AWAY_S = 1.0  # between two looks while the ledger is away
 
 
 class RelayWorker:
-    """Serves all topics of all shards; those of partners only if there are any. Made in a running event loop."""
+    """Serves all topics of all shards of the deployment; those of partners only if there are any.
+
+    Made in a running event loop.
+    """
 
     def __init__(
         self,
@@ -36,7 +40,7 @@ class RelayWorker:
     ) -> None:
         self._outbox = Outbox(ledger)
         self._connection = connection
-        self._store = StoreTopics(self._outbox, Scripts(connection))
+        self._store = StoreTopics(self._outbox, Scripts(connection), OrderDesk(ledger, len(shards)))
         self.partners = partners(self._outbox) if partners else None
         self._wake = self.partners.roomier if self.partners else asyncio.Event()
         self._shards = list(shards)

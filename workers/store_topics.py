@@ -1,36 +1,41 @@
-"""The store's topics: holds that end, sold units that come back. Set-at-a-time, and idempotent by order id."""
+"""The store's topics: holds that end, get their units, or come back sold. Set-at-a-time, and idempotent by order id."""
 
 import logging
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import IntEnum
 from functools import partial
 from itertools import groupby
 
 from asyncpg.pgproto.pgproto import UUID
 
-from core.errors import StoreUnavailable
+from core.desk.orders import OrderDesk
+from core.errors import NotAllowed, StoreUnavailable
+from core.flows import FLOWS
 from core.ids import text_of
 from core.ledger.pool import ask
 from core.ledger.queries import query
-from lua.keys import sale_keys
-from lua.scripts import MAX_ENDED, GivebackCode, Scripts, Sold
+from lua.keys import SaleKeys, sale_keys
+from lua.scripts import MAX_ENDED, AllocateCode, GivebackCode, Scripts, Sold
 from workers.outbox import Message, Outbox, backoff_s
 
 logger = logging.getLogger("rushgate.relay")
 
-TOPICS = ("settle", "release", "restock")
+TOPICS = ("settle", "release", "restock", "allocate")  # what is given back can be taken in the same round
 BATCH = 500  # messages in one claim
 LEASE_S = 30.0  # after so long another relay takes over
+ACTOR = "system"  # on record, of the steps that this worker makes
 
 
 class StoreTopics:
     """Carries what the outbox has for the store."""
 
-    def __init__(self, outbox: Outbox, scripts: Scripts) -> None:
+    def __init__(self, outbox: Outbox, scripts: Scripts, orders: OrderDesk) -> None:
         self._outbox = outbox
         self._scripts = scripts
+        self._orders = orders
         self.delivered = 0
 
     async def serve(self, shard: int, topic: str) -> int:
@@ -39,7 +44,8 @@ class StoreTopics:
         Raises: LedgerUnavailable; what was claimed comes back when its lease has passed.
         """
         claimed = await self._outbox.claim(shard, topic, BATCH, LEASE_S)
-        messages = sorted(claimed, key=lambda m: (m.campaign, m.epoch))
+        # The longest waiting first: of two orders that want the last unit it goes to the one that was paid first.
+        messages = sorted(claimed, key=lambda m: (m.campaign, m.epoch, -m.waited_ms))
         for (campaign, epoch), group in groupby(messages, key=lambda m: (m.campaign, m.epoch)):
             alike = list(group)
             for n in range(0, len(alike), MAX_ENDED):
@@ -55,6 +61,8 @@ class StoreTopics:
                 codes = await self._scripts.settle(keys, epoch, ids)
             elif topic == "release":
                 codes = await self._scripts.release(keys, epoch, ids)
+            elif topic == "allocate":
+                codes = await self._allocate(shard, keys, epoch, messages)
             else:
                 codes = await self._give_back(shard, campaign, epoch, messages)
         except StoreUnavailable as exc:
@@ -66,6 +74,35 @@ class StoreTopics:
         await self._outbox.finish(shard, topic, messages, [worked_ms] * len(messages), outcomes)
         self.delivered += len(messages)
         return None
+
+    async def _allocate(
+        self, shard: int, keys: SaleKeys, epoch: int, messages: list[Message]
+    ) -> list[AllocateCode] | None:
+        """Units are taken, then the orders make their steps. The ledger decides: an order that has moved on stays.
+
+        Of two relays with one message, one may find no units and the other some that came back in between. The step
+        that is made first counts; if it is `too_late`, its `release` gives back what the other one took.
+        """
+        codes = await self._scripts.allocate(keys, epoch, [m.order_id.bytes for m in messages])
+        if codes is None:
+            return None
+        by_code: dict[AllocateCode, list[Message]] = {code: [] for code in AllocateCode}
+        for message, code in zip(messages, codes, strict=True):
+            by_code[code].append(message)
+        if allocated := by_code[AllocateCode.ALLOCATED]:
+            await self._move_on(shard, [m.order_id for m in allocated])
+        # An order without a hold has moved on, unless the store lost its hold: then the money goes back as well.
+        for message in by_code[AllocateCode.TOO_LATE] + by_code[AllocateCode.NOTHING]:
+            with suppress(NotAllowed):
+                await self._orders.act(message.order_id.bytes, "too_late", "system", ACTOR)
+        return codes
+
+    async def _move_on(self, shard: int, ids: list[UUID]) -> None:
+        """Orders that have their units make the step, in one statement."""
+        step = FLOWS["reserve_at_payment"].step("allocating", "allocated")
+        assert step is not None  # noqa: S101 - the table has it
+        values = (step.state, step.to, step.action, ACTOR, step.reason, list(step.messages), None)
+        await ask(lambda: self._outbox.ledger.fetch(query("move_orders"), shard, ids, *values))
 
     async def _give_back(
         self, shard: int, campaign: str, epoch: int, messages: list[Message]
@@ -89,7 +126,7 @@ class StoreTopics:
         codes = await self._scripts.giveback(sale_keys(shard, campaign), epoch, [orders[i] for i in wanted])
         if codes is not None:
             if GivebackCode.UNKNOWN in codes:
-                raise StoreUnavailable(f"the store does not hold all SKUs of {campaign}")
+                raise StoreUnavailable(f"the store does not hold all SKUs of {campaign}, or never took their units")
             await ask(lambda: ledger.execute(query("end_moves"), shard, campaign, ids))
         return codes
 

@@ -19,6 +19,8 @@ from lua.connection import SharedConnection
 from lua.keys import SaleKeys, home_shards, portion, sale_keys
 from lua.scripts import ChangeCode, OpenCode, RestockCode, Scripts
 
+CLOSE_TRIES = 5  # withdrawals of what is left, if units are taken meanwhile
+
 
 class Campaign(Struct, frozen=True):
     """A campaign as the ledger has it."""
@@ -29,6 +31,11 @@ class Campaign(Struct, frozen=True):
     epoch: int
     spec: CampaignSpec
     loosest: Limits  # that it had since it was opened; None = there was a time without this limit
+
+    @property
+    def at_payment(self) -> bool:
+        """Its orders take their units when they are paid: lua/reserve.lua, lua/allocate.lua."""
+        return self.spec.order_type == "reserve_at_payment"
 
 
 class Restocked(Struct, frozen=True):
@@ -124,15 +131,18 @@ class CampaignDesk:
         else:
             await self._tell_store(known)
         await self._finish_moves(known)
-        # No order is accepted any more, so this is all; units that come back later stay where they are counted.
-        readings = await self._scripts.audit(self._keys(known))
-        plan = [
-            Move(shard, f"close.{reading.now_ms}.{sku}", sku, -left)
-            for shard, reading in zip(self._home(known), readings, strict=True)
-            for sku, left in reading.left.items()
-            if left
-        ]
-        if plan:
+        # No order is accepted any more, so once is enough, unless a paid order took units just then and a withdrawal
+        # was refused for it. Units that come back later stay where they are counted.
+        for _ in range(CLOSE_TRIES):
+            readings = await self._scripts.audit(self._keys(known))
+            plan = [
+                Move(shard, f"close.{reading.now_ms}.{sku}", sku, -left)
+                for shard, reading in zip(self._home(known), readings, strict=True)
+                for sku, left in reading.left.items()
+                if left > 0  # below 0 it is oversold, which adding units would hide from the audit
+            ]
+            if not plan:
+                break
             await self._journal(known, plan, "close")
             await self._make(known, plan)
         return known
@@ -305,8 +315,11 @@ def _meta(spec: CampaignSpec, state: str) -> dict[str, str | int]:
     limits = spec.limits
     # Once set, never unset: what is counted stays counted, so a limit that comes back finds its counters complete.
     counted = {f"count_{kind}": 1 for kind in ("buyer_sku", "ip", "device") if getattr(limits, kind) is not None}
+    # Left out, it costs the other order types nothing.
+    at_payment = {"at_payment": 1} if spec.order_type == "reserve_at_payment" else {}
     return {
         **counted,
+        **at_payment,
         "state": state,
         "opens_ms": int(spec.opens_at.timestamp() * 1000),
         "closes_ms": int(spec.closes_at.timestamp() * 1000),

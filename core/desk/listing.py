@@ -1,7 +1,5 @@
-"""Pages of orders, by shard and id, on the primary key: no page costs more than a bounded look, however few fit.
-
-No index of its own by buyer: it would be paid for with each order of a rush, by the ledger worker. A buyer of a named
-campaign lives on one shard, and there the look is short.
+"""Pages of orders, by shard and id: on the primary key, where no page costs more than a bounded look, however few fit;
+those of a buyer on an index of their own, where a page may cost a look at all orders of this buyer.
 """
 
 from functools import partial
@@ -47,7 +45,8 @@ class Listing:
         shards = await self._home(wanted)
         start = (-1, UUID(bytes(16))) if after is None else (shard_of(after), UUID(after))
         fields = wanted.campaign, wanted.channel, wanted.buyer_id, wanted.state
-        rows = await ask(partial(self._ledger.fetch, query("list_orders"), shards, *start, LOOKED_AT, limit, *fields))
+        text = query("list_orders") if wanted.buyer_id is None else query("list_buyer_orders")
+        rows = await ask(partial(self._ledger.fetch, text, shards, *start, LOOKED_AT, limit, *fields))
         fit = [r["order_id"].bytes for r in rows if not r["ends"]]
         if len(fit) == limit:
             return fit, fit[-1]

@@ -24,6 +24,14 @@ from core.model import Payment, ShipTo
 
 __all__ = ["PARTNERS", "Event", "Moved", "OrderDesk", "TraceStep"]
 
+# Steps of an operator that say more than their name, and the call that says it.
+OWN_CALLS = {
+    "change": "change needs the new address: PATCH /v1/orders/{order_id}",
+    "refund": "refund needs an amount or lines: POST /v1/orders/{order_id}/refunds, or `rushgate order refund`",
+    "refunded": "refunded needs the refund's number: POST /v1/orders/{order_id}/refunds/{refund_no}/confirm, or "
+    "`rushgate order confirm-refund`",
+    "reject_refund": "reject_refund needs the refund's number: POST /v1/orders/{order_id}/refunds/{refund_no}/reject",
+}
 URGE_EVERY_S = 60.0  # between two urges that the merchant hears of
 
 # Partner -> what it calls its deeds, beside the flow's own words for them.
@@ -65,14 +73,22 @@ class OrderDesk:
         """
 
         async def work(connection: Any, order: Order) -> Moved:
-            step = order.step(action, actor)
-            # `after_sales_over` is this and a time, which who acts as the system has looked at.
-            reviewed = step.guard in ("no_open_review", "after_sales_over")
-            if reviewed and (await totals(connection, order)).asked:
-                raise Refused("a refund of this order is under review")
-            return (await make(connection, order, step, who)).here(True)
+            return await _act(connection, order, action, actor, who)
 
         return await self._moves.run(order_id, channel, work)
+
+    async def operate(self, order_id: bytes, action: str, who: str) -> Moved:
+        """The order has made the step of `action`, by an operator. Raises: as `act`; NotAllowed with the call to use
+        instead for a step that says more than its name."""
+
+        async def work(connection: Any, order: Order) -> Moved:
+            order.step(action, "operator")
+            if action in OWN_CALLS:
+                allowed = order.flow.allowed(order.state, "operator")
+                raise NotAllowed(order.state, action, allowed, OWN_CALLS[action])
+            return await _act(connection, order, action, "operator", who)
+
+        return await self._moves.run(order_id, None, work)
 
     async def report(self, order_id: bytes, partner: Actor, action: str) -> Moved:
         """The order has made the step that a partner reports; a report that comes again changes nothing.
@@ -164,6 +180,15 @@ class OrderDesk:
         """The moves of an order after a version, the oldest first. Raises: LedgerUnavailable."""
         rows = await ask(partial(self._ledger.fetch, query("events_after"), shard_of(order_id), UUID(order_id), after))
         return [Event(**dict(r)) for r in rows]
+
+
+async def _act(connection: Any, order: Order, action: str, actor: Actor, who: str) -> Moved:
+    step = order.step(action, actor)
+    # `after_sales_over` is this and a time, which who acts as the system has looked at.
+    reviewed = step.guard in ("no_open_review", "after_sales_over")
+    if reviewed and (await totals(connection, order)).asked:
+        raise Refused("a refund of this order is under review")
+    return (await make(connection, order, step, who)).here(True)
 
 
 def _payment_step(flow: Flow, state: str, status: str) -> Step | None:

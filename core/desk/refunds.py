@@ -5,8 +5,8 @@ order at its message `refund`, so relay, payment centre and callback find it by 
 within its order only; callbacks name both.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -14,13 +14,14 @@ import msgspec
 from asyncpg.pgproto.pgproto import UUID
 
 from core.desk.moves import Moved, Moves, Order, advance, make, settle_refunds, totals
+from core.desk.shares import amount_shares, sum_by_sku, unit_shares
 from core.errors import Conflicting, Fault, NotAllowed, OrderUnknown, Refused
 from core.flows import REFUND
 from core.flows.table import Actor
 from core.ids import shard_of
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
-from core.model import Item, Payment, Refund, RefundRequest, RefundShare
+from core.model import OrderLine, Payment, Refund, RefundRequest, RefundShare
 
 MAX_ASKED = 20  # requests of one order that wait for a review
 MAX_REFUNDS = 200  # of one order, whatever became of them
@@ -31,26 +32,6 @@ class RefundUnknown(Fault):
 
     status = 404
     code = "unknown_refund"
-
-
-def share_out(total: int, weights: Sequence[int]) -> list[int]:
-    """`total` in whole parts as `weights` have it, to the last minor unit: the parts add up to exactly `total`.
-
-    Each part is its exact share rounded down or up; what is left over goes to the largest remainders, of equal ones to
-    the first. A weight of 0 gets 0. Raises ValueError for anything negative, or if there is nobody to share among.
-    """
-    whole = sum(weights)
-    if total < 0 or any(w < 0 for w in weights):
-        raise ValueError("neither the total nor a weight may be negative")
-    if whole == 0:
-        if total:
-            raise ValueError("there is something to share, and nobody to share it among")
-        return [0] * len(weights)
-    parts = [total * w // whole for w in weights]
-    first = sorted(range(len(weights)), key=lambda n: (-(total * weights[n] % whole), n))
-    for n in first[: total - sum(parts)]:
-        parts[n] += 1
-    return parts
 
 
 class RefundDesk:
@@ -73,23 +54,44 @@ class RefundDesk:
             step = order.step("request_refund", actor)
             known = await _refunds(connection, order.shard, order.uuid)
             left = (await totals(connection, order)).left
-            amount, lines = await _priced(connection, order, wanted, known, left)
             for refund in known:
-                if refund.state == "requested" and (refund.amount, refund.lines) == (amount, lines):
+                if refund.state == "requested" and _same(refund, wanted, left):
                     return refund
-            if not 0 < amount <= left:
-                raise Conflicting(f"{left} {order.currency} can still be paid back", "amount")
-            if sum(r.state == "requested" for r in known) >= MAX_ASKED or len(known) >= MAX_REFUNDS:
-                raise Refused("too many refunds of this order were asked for")
+            amount, lines = await _priced(connection, order, wanted, known, left)
+            if sum(r.state == "requested" for r in known) >= MAX_ASKED:
+                raise Refused("too many refunds of this order wait for a review")
             moved = await make(connection, order, step, who)
             number = f"req_{moved.version}"
-            await connection.execute(
-                query("put_refund"), order.shard, order.uuid, number, amount, order.currency, "requested",
-                wanted.reason, msgspec.json.encode(lines).decode(), number,
-            )  # fmt: skip
+            await _put(connection, order, number, amount, "requested", wanted.reason, lines, number)
             return await _refund(connection, order, number)
 
         return await self._moves.run(order_id, channel, work)
+
+    async def grant(self, order_id: bytes, wanted: RefundRequest, who: str) -> Refund:
+        """An operator's refund without a request: approved and asked of the payment centre.
+
+        The same one again (units or amount, and reason), until the centre has reported it done, is that one.
+
+        Raises: OrderUnknown, NotAllowed; Conflicting if it is more than is left; Refused if there are too many;
+        LedgerUnavailable.
+        """
+
+        async def work(connection: Any, order: Order) -> Refund:
+            step = order.step("refund", "operator")
+            known = await _refunds(connection, order.shard, order.uuid)
+            left = (await totals(connection, order)).left
+            reason = wanted.reason or step.reason
+            for refund in known:
+                mine = refund.state == "approved" and refund.request_no is None and refund.reason == reason
+                if mine and _same(refund, wanted, left or refund.amount):
+                    return refund
+            amount, lines = await _priced(connection, order, wanted, known, left)
+            moved = await advance(connection, order, step, who, list(step.messages))
+            number = f"ref_{moved.version}"
+            await _put(connection, order, number, amount, "approved", reason, lines, None)
+            return await _refund(connection, order, number)
+
+        return await self._moves.run(order_id, None, work)
 
     async def approve(self, order_id: bytes, number: str, who: str) -> Refund:
         """The refund is approved and asked of the payment centre; again, it is as it is.
@@ -128,6 +130,22 @@ class RefundDesk:
 
         return await self._moves.run(order_id, None, work)
 
+    async def confirm(self, order_id: bytes, number: str, who: str) -> Refund:
+        """The refund is done on an operator's word, for a payment centre that paid back and never said so; an order
+        that only waited for it is refunded. Again, or reported by the centre later, it is as it is.
+
+        Raises: as `reject`.
+        """
+
+        async def work(connection: Any, order: Order) -> Refund:
+            refund = await _refund(connection, order, number)
+            if refund.state != "done":
+                _check(refund, "done")
+                await _finish(connection, order, refund.refund_no, datetime.now(UTC), who)
+            return await _refund(connection, order, refund.refund_no)
+
+        return await self._moves.run(order_id, None, work)
+
     async def list(self, order_id: bytes, channel: str | None) -> list[Refund]:
         """The refunds of an order, the oldest first. Raises: OrderUnknown, LedgerUnavailable."""
         shard, uuid = shard_of(order_id), UUID(order_id)
@@ -151,15 +169,18 @@ async def repaid(connection: Any, order: Order, payment: Payment) -> Moved:
         raise Conflicting(f"{payment.amount} {payment.currency} was paid back, not {wanted}", "amount")
     if refund.state == "done":
         return order.here()
-    done = order.shard, order.uuid, refund.refund_no, payment.paid_at
-    await connection.execute(query("finish_refund"), *done)
-    moved = await settle_refunds(connection, order, f"payment:{refund.refund_no}")
+    moved = await _finish(connection, order, refund.refund_no, payment.paid_at, f"payment:{refund.refund_no}")
     return moved.here(moved.version != order.version)
 
 
+async def _finish(connection: Any, order: Order, number: str, at: datetime, who: str) -> Order:
+    await connection.execute(query("finish_refund"), order.shard, order.uuid, number, at)
+    return await settle_refunds(connection, order, who)
+
+
 def _check(refund: Refund, action: str) -> None:
-    """Raises NotAllowed unless an operator may still decide."""
-    if REFUND.step(refund.state, action) is None:
+    """Raises NotAllowed unless an operator may do this with it now."""
+    if action not in REFUND.allowed(refund.state, "operator"):
         raise NotAllowed(refund.state, action, REFUND.allowed(refund.state, "operator"))
 
 
@@ -169,10 +190,12 @@ async def _decide(connection: Any, order: Order, refund: Refund, number: str, st
 
 async def _refunds(connection: Any, shard: int, uuid: UUID) -> list[Refund]:
     rows = await connection.fetch(query("order_refunds"), shard, uuid)
-    return [
-        Refund(**{**dict(r), "lines": r["lines"] and msgspec.json.decode(r["lines"], type=list[RefundShare])})
-        for r in rows
-    ]
+    return [as_refund(dict(r)) for r in rows]
+
+
+def as_refund(row: Mapping[str, Any]) -> Refund:
+    """A row of order_refunds.sql."""
+    return Refund(**{**row, "lines": row["lines"] and msgspec.json.decode(row["lines"], type=list[RefundShare])})
 
 
 async def _refund(connection: Any, order: Order, number: str) -> Refund:
@@ -183,43 +206,45 @@ async def _refund(connection: Any, order: Order, number: str) -> Refund:
     raise RefundUnknown("the order has no such refund")
 
 
+def _same(refund: Refund, wanted: RefundRequest, left: int) -> bool:
+    """Whether a refund is of the same units, or of the same amount where no units are named."""
+    units = {sku: count for sku, count in sum_by_sku(refund.lines or []).items() if count}
+    if wanted.lines is not None:
+        return units == sum_by_sku(wanted.lines)
+    return not units and refund.lines is not None and refund.amount == _amount(wanted, left)
+
+
+def _amount(wanted: RefundRequest, left: int) -> int:
+    """Of a refund without units: all that is left, unless it says how much."""
+    return left if wanted.amount is None else wanted.amount
+
+
 async def _priced(
     connection: Any, order: Order, wanted: RefundRequest, known: list[Refund], left: int
 ) -> tuple[int, list[RefundShare]]:
-    """What is asked for, in all and per line. Raises Conflicting if a line has fewer units left than are asked for."""
-    rows = await connection.fetch(query("order_lines"), order.shard, order.uuid)
-    units: Counter[str] = Counter()
-    worth: Counter[str] = Counter()
-    for row in rows:
-        units[row["sku"]] += row["quantity"]
-        worth[row["sku"]] += row["quantity"] * row["price"]
-    skus = list(units)
-    # What was paid for a line may be less than its price once there are discounts: its share of the amount counts.
-    paid = dict(zip(skus, share_out(order.amount, [worth[s] for s in skus]), strict=True)) if order.amount else worth
+    """What a refund comes to, in all and line by line; it fits.
+
+    Raises: Conflicting if more money or more units are asked for than are left; Refused if there are too many refunds.
+    """
+    lines = [OrderLine(**row) for row in await connection.fetch(query("order_lines"), order.shard, order.uuid)]
     if wanted.lines is None:
-        amount = left if wanted.amount is None else wanted.amount
-        if not order.amount:
-            return amount, []
-        parts = share_out(amount, [paid[s] for s in skus])
-        return amount, [RefundShare(s, 0, part) for s, part in zip(skus, parts, strict=True) if part]
-    gone: Counter[str] = Counter()
-    for refund in known:
-        if refund.state in ("approved", "done"):
-            gone.update({line.sku: line.quantity for line in refund.lines or []})
-    shares = [_share(line, units, paid, gone) for line in _merged(wanted.lines)]
-    return sum(s.amount for s in shares), shares
+        amount = _amount(wanted, left)
+    else:
+        taken = [share for refund in known if refund.state != "rejected" for share in refund.lines or []]
+        shares = unit_shares(lines, order.amount, wanted.lines, taken)
+        amount = sum(s.amount for s in shares)
+    if not 0 < amount <= left:
+        raise Conflicting(f"{left} {order.currency} can still be paid back", "amount")
+    if len(known) >= MAX_REFUNDS:
+        raise Refused("too many refunds of this order were asked for")
+    return amount, shares if wanted.lines is not None else amount_shares(lines, order.amount, amount)
 
 
-def _merged(lines: list[Item]) -> list[Item]:
-    found: Counter[str] = Counter()
-    for line in lines:
-        found[line.sku] += line.quantity
-    return [Item(sku, quantity) for sku, quantity in found.items()]
-
-
-def _share(line: Item, units: Counter[str], paid: Any, gone: Counter[str]) -> RefundShare:
-    """The units of a line that come after those that were paid back already, at what each of them cost."""
-    begin, end = gone[line.sku], gone[line.sku] + line.quantity
-    if end > units[line.sku]:
-        raise Conflicting(f"{units[line.sku] - begin} of {line.sku} can still be paid back", "lines")
-    return RefundShare(line.sku, line.quantity, sum(share_out(paid[line.sku], [1] * units[line.sku])[begin:end]))
+async def _put(
+    connection: Any, order: Order, number: str, amount: int, state: str, reason: str, lines: list[RefundShare],
+    request_no: str | None,
+) -> None:  # fmt: skip
+    await connection.execute(
+        query("put_refund"), order.shard, order.uuid, number, amount, order.currency, state, reason,
+        msgspec.json.encode(lines).decode(), request_no,
+    )  # fmt: skip

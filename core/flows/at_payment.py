@@ -7,9 +7,10 @@ the flow is that of goods. Whichever way the hold ends, it ends by `settle` or `
 from core.flows import goods, shared
 from core.flows.table import Flow, Step
 
+# An operator may say `too_late` while the store stays away; units that it takes all the same come back by `release`.
 ALLOCATION = [
     Step("allocating", "allocated", ("system",), "paid", "allocated", ("settle", "warehouse", "notify", "webhook")),
-    Step("allocating", "too_late", ("system",), "refund_pending", "sold_out_at_payment",
+    Step("allocating", "too_late", ("system", "operator"), "refund_pending", "sold_out_at_payment",
          ("release", "refund", "notify")),
 ]  # fmt: skip
 

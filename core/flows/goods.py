@@ -12,6 +12,7 @@ DEPOT: tuple[Actor, ...] = ("warehouse", "operator")
 
 PAID = ("paid", "suspended", "picking", "recalling", "shipped", "received", "returning", "completed")
 ON_ITS_WAY = ("paid", "picking", "shipped")
+IN_HAND = ("recalling", "shipped", "returning")  # of warehouse or courier: goods may turn out to be broken or gone
 
 BACK = ("restock", "refund", "notify")
 CHANGE_UNPAID = Step("accepted", "change", ANYONE, "accepted", "changed")
@@ -36,7 +37,7 @@ FULFILMENT: list[Step] = [
     *(Step(s, "return", ANYONE, "returning", "return_requested", ("notify",)) for s in ("shipped", "received")),
     Step("returning", "goods_back", DEPOT, "refund_pending", "returned", BACK),
     Step("returning", "reject_return", ("operator",), "received", "return_rejected", ("notify",)),
-    *(Step(s, "lost", DEPOT, "refund_pending", "goods_lost", ("refund", "notify")) for s in ("shipped", "returning")),
+    *(Step(s, "lost", DEPOT, "refund_pending", "goods_lost", ("refund", "notify")) for s in IN_HAND),
     *shared.partial_refunds(("paid", "picking", "shipped", "received"), PAID),
 ]  # fmt: skip
 

@@ -14,7 +14,7 @@ REFUND = Flow(
         Step("requested", "approve", ("operator",), "approved", "refund_approved", (), "refund_fits"),
         Step("requested", "reject", ("operator",), "rejected", "refund_rejected"),
         Step("requested", "lapse", ("system",), "rejected", "covered_by_full_refund", (), "order_refunds_all"),
-        Step("approved", "done", ("payment",), "done", "refunded"),
+        Step("approved", "done", ("payment", "operator"), "done", "refunded"),
     ],
     {
         "requested": ("Refund requested", "Refund to be reviewed", "Refund under review"),

@@ -29,7 +29,7 @@ def opening(paid: str, messages: tuple[str, ...]) -> list[Step]:
              "pay_by_passed"),
         Step("cancelled", "pay", ("payment",), "refund_pending", "paid_after_cancel", ("refund", "notify")),
         Step("expired", "pay", ("payment",), "refund_pending", "paid_too_late", ("refund", "notify")),
-        Step("refund_pending", "refunded", ("payment",), "refunded", "refunded", ("notify", "webhook")),
+        Step("refund_pending", "refunded", ("payment", "operator"), "refunded", "refunded", ("notify", "webhook")),
     ]  # fmt: skip
 
 

@@ -69,6 +69,8 @@ CREATE INDEX orders_due ON orders (shard, pay_by) WHERE state = 'accepted';
 
 CREATE INDEX orders_complete ON orders (shard, complete_at) WHERE state = 'received';
 
+CREATE INDEX orders_buyer ON orders (buyer_id, shard, order_id);
+
 CREATE TABLE order_items (
     shard    smallint NOT NULL,
     order_id uuid     NOT NULL,
@@ -118,6 +120,7 @@ CREATE TABLE dead_letters (
     reason   text        NOT NULL,
     payload  bytea       NOT NULL,
     at       timestamptz NOT NULL DEFAULT now(),
+    dropped_at timestamptz,      -- given up by an operator; NULL = it may be replayed
     CONSTRAINT dead_letters_pkey PRIMARY KEY (shard, entry_id, place)
 );
 

@@ -46,7 +46,13 @@ CALLS = [
     ("PATCH", "", {"ship_to": SHIP_TO}), ("POST", "/refunds", {}), ("GET", "/refunds", None), ("GET", "/trace", None),
     ("GET", "", None), ("GET", "/events", None),
 ]  # fmt: skip
-OPERATOR = [("POST", "/suspend"), ("POST", "/resume"), ("POST", "/refunds/x/approve"), ("POST", "/refunds/x/reject")]
+OPERATOR = [
+    ("POST", "/actions/pick"),
+    ("POST", "/suspend"),
+    ("POST", "/resume"),
+    ("POST", "/refunds/x/approve"),
+    ("POST", "/refunds/x/reject"),
+]
 
 
 @pytest.mark.parametrize(("method", "end", "body"), CALLS)
@@ -116,6 +122,56 @@ def test_operator_suspends_and_resumes(client: Client, order: str) -> None:
     assert report(client, "warehouse", order, "pick").code == "not_allowed"
     assert send(client, "POST", order, "/resume", key=ADMIN).json["state"] == "paid"
     assert send(client, "GET", order, "", key=ADMIN).json["version"] == 4
+
+
+def test_operator_makes_steps_of_the_flow_and_is_told_what_is_allowed(client: Client, order: str) -> None:
+    def act(action: str) -> Reply:
+        return send(client, "POST", order, f"/actions/{action}", key=ADMIN)
+
+    assert act("pick").json["state"] == "picking"
+    again = act("pick")
+    assert (again.status, again.code) == (409, "not_allowed")
+    assert again.json["allowed"] == ["ship", "cancel", "refund", "reject_refund"]
+    refund = act("refund")
+    assert (refund.status, refund.code) == (409, "not_allowed")
+    assert refund.json["detail"].startswith("refund needs an amount or lines: POST /v1/orders/{order_id}/refunds")
+    assert [act(action).code for action in ("change", "urge", "expire", "nonsense")] == ["not_allowed"] * 4
+    assert [act(action).code for action in ("x" * 33, "Pick", "%00", "a%20b")] == ["not_found"] * 4
+    assert [act(action).json["state"] for action in ("ship", "lost")] == ["shipped", "refund_pending"]
+    steps = [s for s in send(client, "GET", order, "/trace").json["steps"] if s["kind"] == "move"]
+    assert [(s["what"], s["actor"]) for s in steps[2:]] == [(a, "operator") for a in ("pick", "ship", "lost")]
+
+
+def test_operator_refunds_without_a_review(stack: Up, client: Client, order: str) -> None:
+    body = {"amount": 30, "reason": "scratched"}
+    granted = [send(client, "POST", order, "/refunds", body, ADMIN) for _ in range(2)]
+    assert [(r.status, r.json["refund_no"], r.json["state"]) for r in granted] == [(200, "ref_3", "approved")] * 2
+    assert (send(client, "POST", order, "/refunds", {"amount": 71}, ADMIN).code) == "contradicts"
+    assert paid(stack, order, payment_no="ref_3", amount=30, status="refunded").json["state"] == "paid"
+    [refund] = send(client, "GET", order, "/refunds").json["refunds"]
+    assert (refund["state"], refund["reason"], "request_no" in refund) == ("done", "scratched", False)
+
+
+def test_discount_is_off_from_the_first_answer_to_the_payment(stack: Up, client: Client) -> None:
+    campaign = client.sale({"red": 9}, discounts=[{"min_amount": 200, "off": 31}])
+    assert client.get(f"/v1/campaigns/{campaign}").json["discounts"] == [{"min_amount": 200, "off": 31}]
+    items = [{"sku": "red", "quantity": 2}]
+    made = client.order(campaign, "b", "k", items=items)
+    order = str(made.json["order_id"])
+    again = client.order(campaign, "b", "k", items=items)
+    assert (again.body, again.headers["idempotent-replayed"]) == (made.body, "true")
+    first = client.get(f"/v1/orders/{order}").json  # from store or ledger; from the store: test_order_commands.py
+    assert (first["amount"], first["discount"]) == (169, 31)
+    assert paid(stack, order, amount=200).code == "contradicts"
+    assert paid(stack, order, amount=169).json["state"] == "paid"
+    last = client.get(f"/v1/orders/{order}").json
+    assert last == first | {"state": "paid", "version": 2}
+    half = send(client, "POST", order, "/refunds", {"lines": [{"sku": "red", "quantity": 1}]}, ADMIN).json
+    rest = send(client, "POST", order, "/refunds", {}, ADMIN).json
+    assert (half["amount"], rest["amount"]) == (85, 84)
+    plain = accepted(client, campaign)
+    until(lambda: client.get(f"/v1/orders/{plain}/trace").status == 200)
+    assert "discount" not in client.get(f"/v1/orders/{plain}").json
 
 
 def test_urge_is_heard_once_a_minute(client: Client, order: str) -> None:

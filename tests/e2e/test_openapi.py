@@ -121,8 +121,10 @@ def test_real_answers_of_every_path_are_as_documented(stack: Up, client: Client,
 
 def judge_orders(judge: Judge, stack: Up, client: Client) -> None:
     """Every call about an order after its 202, answered and refused."""
-    order, one = accepted(client, client.sale({"red": 3})), "/v1/orders/{order_id}"
-    paid(stack, order)
+    discounted = client.sale({"red": 3}, discounts=[{"min_amount": 100, "off": 1}])
+    judge("get", "/v1/campaigns/{campaign}", client.get(f"/v1/campaigns/{discounted}"), 200)
+    order, one = accepted(client, discounted), "/v1/orders/{order_id}"
+    paid(stack, order, amount=99)
 
     def ask(method: str, end: str, status: int, body: Any = None, key: str = APP_KEY, path: str = "") -> Any:
         reply = send(client, method.upper(), order, end, body, key)
@@ -140,8 +142,14 @@ def judge_orders(judge: Judge, stack: Up, client: Client) -> None:
     ask("post", "/suspend", 401)
     ask("post", "/resume", 200, key=ADMIN)
     ask("post", "/resume", 409, key=ADMIN)
+    ask("post", "/actions/suspend", 200, key=ADMIN, path="/actions/{action}")
+    ask("post", "/actions/suspend", 409, key=ADMIN, path="/actions/{action}")
+    ask("post", "/actions/suspend", 401, path="/actions/{action}")
+    ask("post", "/actions/X", 404, key=ADMIN, path="/actions/{action}")
+    ask("post", "/resume", 200, key=ADMIN)
     asked = [ask("post", "/refunds", 200, {"amount": n})["refund_no"] for n in (1, 2)]
     ask("post", "/refunds", 409, {"amount": 101})
+    ask("post", "/refunds", 200, {"amount": 1}, key=ADMIN)
     ask("post", "/refunds", 422, {"amount": 0})
     ask("get", "/refunds", 200)
     for number, what in zip(asked, ("approve", "reject"), strict=True):
@@ -162,6 +170,8 @@ def judge_orders(judge: Judge, stack: Up, client: Client) -> None:
             number, amount = refund["refund_no"], refund["amount"]
             reply = paid(stack, order, payment_no=number, amount=amount, status="refunded")
             judge("post", "/v1/payments/callback", reply, 200)
+            ask("post", f"/refunds/{number}/confirm", 200, key=ADMIN, path="/refunds/{refund_no}/confirm")
+            ask("post", "/refunds/x/confirm", 404, key=ADMIN, path="/refunds/{refund_no}/confirm")
     judge("get", one + "/events", client.get(f"/v1/orders/{order}/events"), 200)
     judge("get", one + "/events", client.get("/v1/orders/x/events"), 404)
 

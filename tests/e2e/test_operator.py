@@ -159,7 +159,7 @@ def test_stack_whose_parent_was_killed_is_told_dead(tmp_path: Path) -> None:
         until(lambda: "none is at work: `rushgate worker ledger`" in doctor())
         said = doctor()
         assert re.search(rf"^wrong +stack +{re.escape(died)}$", said, re.MULTILINE)
-        for kind in ("ledger", "expiry", "relay"):
+        for kind in ("ledger", "expiry", "relay", "reconcile"):
             assert re.search(rf"^wrong +{kind} worker ", said, re.MULTILINE)
         assert re.search(r"^ok +store ", said, re.MULTILINE)  # the services go on, and so do commands
         assert "no campaign is called x" in found.command("audit", "x").stderr

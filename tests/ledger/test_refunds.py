@@ -10,7 +10,7 @@ from asyncpg.pgproto.pgproto import UUID
 from core.desk import moves
 from core.desk.campaigns import CampaignDesk
 from core.desk.moves import Moved
-from core.desk.orders import OrderDesk
+from core.desk.orders import OWN_CALLS, OrderDesk
 from core.desk.refunds import MAX_ASKED, RefundDesk, RefundUnknown
 from core.errors import Conflicting, Fault, NotAllowed, OrderUnknown, Refused
 from core.flows.table import Actor
@@ -19,10 +19,11 @@ from core.ledger.queries import query
 from core.model import Item, Refund, RefundRequest, RefundShare
 from core.settings import Settings
 from lua.connection import SharedConnection
-from tests.ledger.support import Sale, drain, make_worker
+from tests.ledger.support import Sale, drain, make_worker, row
 from tests.ledger.test_lifecycle import ids, overdue, paid
 from tests.support import SHARDS
 from workers.expiry import ExpiryWorker
+from workers.writer import LedgerWriter
 
 ORDERS = 20
 WHO: tuple[Actor, str, str] = ("buyer", "channel:app", "app")
@@ -165,6 +166,116 @@ async def test_refund_of_units_costs_what_they_cost_and_no_unit_goes_back_twice(
     assert (await ask(refunds, order)).amount == 100  # all that is left
 
 
+async def test_units_under_review_cannot_be_asked_for_by_another_request(
+    sale: Sale, orders: OrderDesk, refunds: RefundDesk, ledger: Pool
+) -> None:
+    order = (await ids(ledger))[0]
+    await pay(orders, order)
+    two = await ask(refunds, order, lines=[Item("red", 2)])
+    with pytest.raises(Conflicting, match=r"^1 of red can still"):
+        await ask(refunds, order, lines=[Item("red", 3)])
+    assert await ask(refunds, order, lines=[Item("red", 2)]) == two
+    await refunds.reject(order, two.refund_no, "operator")
+    assert (await ask(refunds, order, lines=[Item("red", 3)])).amount == 300
+
+
+async def test_units_of_a_discounted_order_go_back_one_by_one_to_the_last_minor_unit(
+    sale: Sale, orders: OrderDesk, refunds: RefundDesk, ledger: Pool
+) -> None:
+    """Seven units at 100 for 500 in all: four cost 71, three 72; asked for at once, decided in another order."""
+    part, lines = sale.parts[0], [("blue", 3, 100), ("red", 4, 100)]
+    made = row(ORDERS + 1, part.shard, sale.campaign, items=lines, amount=500)
+    await LedgerWriter(ledger).write([made], [])
+    order = made.order_id
+    await pay(orders, order, amount=500)
+    first = [await ask(refunds, order, lines=[Item("red", n)]) for n in (1, 2)]
+    blue = await refunds.grant(order, RefundRequest(lines=[Item("blue", 3)]), "operator")
+    assert blue.amount == 214
+    await refunds.reject(order, first[0].refund_no, "operator")
+    await refunds.approve(order, first[1].refund_no, "operator")
+    for _ in range(2):
+        last = await ask(refunds, order, lines=[Item("red", 1)])
+        await refunds.approve(order, last.refund_no, "operator")
+    amounts = [r[2] for r in await booked(ledger, order) if r[1] == "approved"]
+    assert sum(amounts) == 500
+    assert {71, 72} >= set(amounts[-2:])
+    with pytest.raises(Conflicting, match=r"^0 of red can still"):
+        await ask(refunds, order, lines=[Item("red", 1)])
+
+
+async def test_granted_refund_is_approved_at_once_and_again_is_that_one_until_it_is_done(
+    sale: Sale, orders: OrderDesk, refunds: RefundDesk, ledger: Pool
+) -> None:
+    order = (await ids(ledger))[0]
+    with pytest.raises(NotAllowed):
+        await refunds.grant(order, RefundRequest(), "operator")
+    await pay(orders, order)
+    one = RefundRequest(lines=[Item("red", 1)], reason="scratched")
+    granted = await refunds.grant(order, one, "operator")
+    assert (granted.refund_no, granted.state, granted.amount, granted.reason) == ("ref_3", "approved", 100, "scratched")
+    assert await refunds.grant(order, one, "operator") == granted
+    assert await asked(ledger, order) == ["ref_3"]
+    assert (await refunds.grant(order, RefundRequest(lines=[Item("red", 1)]), "operator")).refund_no == "ref_4"
+    assert await pay(orders, order, "ref_3", amount=100, status="refunded") == Moved("paid", 4, False)
+    with pytest.raises(Conflicting):
+        await refunds.grant(order, RefundRequest(amount=101), "operator")
+    rest = await refunds.grant(order, RefundRequest(), "operator")
+    assert (rest.amount, rest.reason) == (100, "refund_approved")
+    assert await refunds.grant(order, RefundRequest(), "operator") == rest
+    assert [e.actor for e in await orders.events(order, 2)] == ["operator"] * 3
+    assert await orders.act(order, "cancel", *WHO) == Moved("refund_pending", 6, True)  # nothing more is asked back
+    assert await asked(ledger, order) == ["ref_3", "ref_4", "ref_5"]
+    with pytest.raises(NotAllowed):
+        await refunds.grant(order, RefundRequest(amount=1), "operator")
+
+
+async def test_operator_confirms_a_refund_that_the_payment_centre_never_reported(
+    sale: Sale, orders: OrderDesk, refunds: RefundDesk, ledger: Pool
+) -> None:
+    order = (await ids(ledger))[0]
+    await pay(orders, order)
+    part = await ask(refunds, order, amount=60)
+    with pytest.raises(NotAllowed) as refused:  # nobody has approved it
+        await refunds.confirm(order, part.refund_no, "operator")
+    assert refused.value.allowed == ["approve", "reject"]
+    booked = (await refunds.approve(order, part.refund_no, "operator")).refund_no
+    await orders.act(order, "cancel", *WHO)
+    rest = next(r for r in await refunds.list(order, None) if r.state == "approved" and r.refund_no != booked)
+    with pytest.raises(NotAllowed, match="confirm-refund"):
+        await orders.operate(order, "refunded", "operator")
+    assert (await refunds.confirm(order, booked, "operator")).state == "done"
+    assert (await orders.events(order, 4))[-1].to_state == "refund_pending"  # the rest is still due
+    assert (await refunds.confirm(order, rest.refund_no, "operator")).state == "done"
+    assert await refunds.confirm(order, rest.refund_no, "operator") == next(
+        r for r in await refunds.list(order, None) if r.refund_no == rest.refund_no
+    )
+    # The centre's own word comes after all, and changes nothing.
+    late = await pay(orders, order, rest.refund_no, amount=rest.amount, status="refunded")
+    assert (late.state, late.moved) == ("refunded", False)
+    assert (await orders.events(order, 5))[-1].actor == "operator"
+
+
+async def test_operator_makes_any_step_that_needs_no_more_than_its_name(
+    sale: Sale, orders: OrderDesk, ledger: Pool
+) -> None:
+    order = (await ids(ledger))[0]
+    await pay(orders, order)
+    for action in OWN_CALLS.keys() - {"refunded"}:
+        with pytest.raises(NotAllowed) as refused:
+            await orders.operate(order, action, "operator")
+        assert str(refused.value).startswith(OWN_CALLS[action])
+        assert "suspend" in refused.value.allowed
+    for action in ("urge", "expire", "resume", "pay", "nonsense"):
+        with pytest.raises(NotAllowed, match=f"cannot {action}"):
+            await orders.operate(order, action, "operator")
+    for action in ("pick", "ship", "receive", "return", "reject_return", "complete_early"):
+        moved = await orders.operate(order, action, "operator")
+    assert moved == Moved("completed", 8, True)
+    assert await asked(ledger, order) == []
+    with pytest.raises(NotAllowed, match=r"^an order that is completed cannot change"):
+        await orders.operate(order, "change", "operator")
+
+
 async def test_rejected_refund_stays_rejected_and_requests_lapse_when_all_goes_back(
     sale: Sale, orders: OrderDesk, refunds: RefundDesk, ledger: Pool
 ) -> None:
@@ -236,6 +347,7 @@ async def race(orders: OrderDesk, refunds: RefundDesk, ledger: Pool, doers: str)
         calls: dict[str, Callable[[], Awaitable[Any]]] = {
             "cancel": lambda: orders.act(order, "cancel", *WHO),
             "approve": lambda: refunds.approve(order, other, "operator"),
+            "grant": lambda: refunds.grant(order, RefundRequest(amount=150), "operator"),
             "pay": lambda: pay(orders, order, f"again-{order.hex()}"),
         }
         await asyncio.gather(*(quietly(c) for c in (refunds.approve(order, number, "operator"), calls[doers]())))
@@ -252,7 +364,7 @@ async def race(orders: OrderDesk, refunds: RefundDesk, ledger: Pool, doers: str)
     return over
 
 
-@pytest.mark.parametrize("doers", ["cancel", "approve", "pay"])
+@pytest.mark.parametrize("doers", ["cancel", "approve", "grant", "pay"])
 async def test_race_of_a_refund_never_pays_back_more_than_was_paid(
     sale: Sale, orders: OrderDesk, refunds: RefundDesk, ledger: Pool, doers: str
 ) -> None:

@@ -96,6 +96,23 @@ async def test_dead_order_goes_back_into_the_intake_and_is_persisted(
     assert (report.accepted, report.persisted, report.dead_lettered) == (2, 2, 0)
 
 
+async def test_dropped_order_gives_its_units_back_and_stays_on_record(
+    desk: CampaignDesk, settings: Settings, store: SharedConnection, ledger: Pool, auditor: Auditor, capsys: Captured
+) -> None:
+    sale = await Sale.open(desk, {"red": 50})
+    await sale.accept(store, 2)
+    await ledger.execute("ALTER TABLE orders ADD CONSTRAINT orders_none CHECK (amount < 0) NOT VALID")
+    await drain(store, make_worker(settings, ledger, writer=LedgerWriter(ledger)))
+    await ledger.execute("ALTER TABLE orders DROP CONSTRAINT orders_none")
+    assert (await auditor.audit(sale.campaign)).unsold == 48
+    assert await typed(settings, "dead-letters", "drop", "--topic", "orders") == 0
+    assert capsys.readouterr().out == "2 orders dropped\n"
+    assert await typed(settings, "dead-letters", "list") == 0
+    assert capsys.readouterr().out == "none\n"
+    report = await balanced(auditor, sale)
+    assert (report.accepted, report.persisted, report.dead_lettered, report.lost, report.unsold) == (2, 0, 2, 0, 50)
+
+
 async def test_replay_and_drop_without_a_choice_are_refused(sale: Sale, settings: Settings) -> None:
     for words in (("outbox", "replay"), ("dead-letters", "replay"), ("dead-letters", "drop")):
         with pytest.raises(Invalid, match="--all"):

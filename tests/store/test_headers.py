@@ -7,7 +7,7 @@ import pytest
 
 from lua.connection import SharedConnection
 from lua.reserve import ReserveCode
-from lua.scripts import ChangeCode, GivebackCode, OpenCode, ReleaseCode, RestockCode, SettleCode
+from lua.scripts import AllocateCode, ChangeCode, GivebackCode, OpenCode, ReleaseCode, RestockCode, SettleCode
 from lua.source import LuaSource, script_names
 from tests.support import tell
 
@@ -19,8 +19,9 @@ CODES: dict[str, type[IntEnum]] = {
     "release": ReleaseCode,
     "settle": SettleCode,
     "giveback": GivebackCode,
+    "allocate": AllocateCode,
 }
-FLAGS = {"reserve": "", "open": "", "change": "allow-oom", "restock": "allow-oom", "ack": "allow-oom", "release": "allow-oom", "settle": "allow-oom", "giveback": "allow-oom", "audit": "no-writes"}  # fmt: skip # noqa: E501
+FLAGS = {"reserve": "", "open": "", "change": "allow-oom", "restock": "allow-oom", "ack": "allow-oom", "release": "allow-oom", "settle": "allow-oom", "giveback": "allow-oom", "allocate": "allow-oom", "audit": "no-writes"}  # fmt: skip # noqa: E501
 NO_KEY = {"TIME"}  # commands that name no key
 
 every_script = pytest.mark.parametrize("name", script_names())

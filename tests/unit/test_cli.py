@@ -27,6 +27,9 @@ from ops.desk import STACK_FILE, command_place
         ["campaign", "apply", "f.toml", "--name", "n"],
         ["campaign", "restock", "c", "red", "--id", "i", "--", "-5"],
         ["audit", "c", "--json"],
+        ["order", "show", "i", "--json", "--data-dir", "d"],
+        ["order", "refund", "i", "--line", "red=1", "--line", "blue=2", "--reason", "late"],
+        ["order", "do", "i", "pick"],
     ],
 )
 def test_command_line_is_understood(argv: list[str]) -> None:
@@ -34,7 +37,17 @@ def test_command_line_is_understood(argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["no-such"], ["worker"], ["worker", "no-such"], ["campaign"], ["up", "--port", "x"]]
+    "argv",
+    [
+        [],
+        ["no-such"],
+        ["worker"],
+        ["worker", "no-such"],
+        ["campaign"],
+        ["up", "--port", "x"],
+        ["order", "do", "i"],
+        ["order", "refund", "i", "--amount", "1", "--line", "red=1"],
+    ],
 )
 def test_wrong_usage_exits_2_and_says_how(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:

@@ -6,12 +6,13 @@ The controls show that the laws see topics added and dropped, and moves that lea
 import pytest
 
 from core.flows import FLOWS, REFUND
-from core.flows.table import FIRST_TOPIC, MACHINES, TOPICS, Actor, Flow, Step
+from core.flows.table import FIRST_TOPIC, MACHINES, ROLES, TOPICS, Actor, Flow, Step
 from core.model import FIRST_STATE
 from ops.documents import FLOW_PAGE, flow_diagram, flow_page
 from tests.unit.flow_laws import trails, violations
 
 ENDS = {"completed", "cancelled", "expired", "refunded"}
+OPERATOR: tuple[Actor, ...] = ("operator",)
 
 
 def changed(flow: Flow, old: Step, new: Step) -> Flow:
@@ -116,6 +117,35 @@ def test_only_a_suspended_order_and_a_refund_under_review_wait_for_a_person() ->
     assert set(REFUND.states) == {"requested", "approved", "rejected", "done"}
 
 
+@every_flow
+def test_operator_leads_every_order_on_when_a_partner_or_the_store_stays_silent(flow: Flow) -> None:
+    """By moves of an operator alone to an end, or to where money alone is due: that the payment centre alone knows."""
+    targets = {*flow.ends, "refund_pending"}
+    assert flow.leading_to(targets, OPERATOR) == set(flow.states)
+    silent = [s._replace(actors=tuple(a for a in s.actors if a != "operator") or ("payment",)) for s in flow.steps]
+    control = Flow(flow.order_type, flow.first, flow.ends, silent, flow.names)
+    assert control.leading_to(targets, OPERATOR) == targets
+
+
+@pytest.mark.parametrize("order_type", ["goods", "reserve_at_payment"])
+def test_goods_that_left_the_shelf_can_be_lost_and_then_are_not_sold_again(order_type: str) -> None:
+    flow = FLOWS[order_type]
+    lost = [s for s in flow.steps if s.action == "lost"]
+    assert {s.state for s in lost} == {"recalling", "shipped", "returning"}
+    assert {s.to for s in lost} == {"refund_pending"}
+    assert not any("restock" in s.messages for s in lost)
+    for state in ("picking", "received"):  # one move of anybody leads to where they may be lost
+        assert {s.state for s in lost} & {s.to for s in flow.steps if s.state == state and "operator" in s.actors}
+
+
+@pytest.mark.parametrize("flow", [*FLOWS.values(), REFUND], ids=lambda f: f.order_type)
+def test_every_state_has_a_name_for_each_role_and_operators_tell_all_states_apart(flow: Flow) -> None:
+    for state in flow.states:
+        assert len(flow.names[state]) == len(ROLES) == 3
+        assert all(flow.name(state, role).strip() == flow.name(state, role) != "" for role in ROLES)
+    assert len({flow.name(state, "operator") for state in flow.states}) == len(flow.states)
+
+
 @pytest.mark.parametrize(
     ("order_type", "state", "actor", "actions"),
     [
@@ -125,7 +155,7 @@ def test_only_a_suspended_order_and_a_refund_under_review_wait_for_a_person() ->
         ("goods", "paid", "operator", ["pick", "change", "suspend", "cancel", "refund", "reject_refund"]),
         ("goods", "suspended", "warehouse", []),
         ("goods", "suspended", "operator", ["resume", "cancel", "refund", "reject_refund"]),
-        ("goods", "recalling", "warehouse", ["recalled", "ship"]),
+        ("goods", "recalling", "warehouse", ["recalled", "ship", "lost"]),
         ("goods", "shipped", "buyer", ["receive", "urge", "return", "request_refund"]),
         ("goods", "received", "system", ["complete"]),
         ("goods", "completed", "buyer", []),
@@ -136,6 +166,7 @@ def test_only_a_suspended_order_and_a_refund_under_review_wait_for_a_person() ->
         ("virtual", "unprovisioning", "provisioning", ["unprovisioned"]),
         ("virtual", "completed", "channel", ["request_refund"]),
         ("reserve_at_payment", "allocating", "system", ["allocated", "too_late"]),
+        ("reserve_at_payment", "allocating", "operator", ["too_late"]),
         ("reserve_at_payment", "allocating", "buyer", []),
     ],
 )

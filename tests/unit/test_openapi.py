@@ -71,6 +71,23 @@ def test_every_call_beside_health_and_documents_is_behind_a_key() -> None:
     assert all(s == [{"adminToken": []}] for path, s in schemes.items() if path.startswith("/v1/admin/"))
 
 
+def test_campaign_and_order_are_described_with_discounts_and_times() -> None:
+    schemas = document()["components"]["schemas"]
+    campaign = schemas["CampaignSpec"]["properties"]
+    assert campaign["order_type"]["enum"] == ["goods", "reserve_at_payment", "virtual"]
+    assert (campaign["after_sales_s"]["default"], campaign["after_sales_s"]["maximum"]) == (604_800, 7_776_000)
+    assert (campaign["discounts"]["maxItems"], schemas["Discount"]["required"]) == (20, ["min_amount", "off"])
+    assert schemas["OrderView"]["properties"]["discount"] == {"type": "integer", "default": 0}
+    assert "discount" not in schemas["OrderView"]["required"]
+    assert "discounts" in schemas["CampaignView"]["required"]
+
+
+def test_steps_of_an_operator_are_those_without_a_body() -> None:
+    actions = document()["paths"]["/v1/orders/{order_id}/actions/{action}"]["post"]["parameters"][1]["schema"]["enum"]
+    assert {"pick", "lost", "complete_early", "provision_failed"} <= set(actions)
+    assert not {"refund", "reject_refund", "change", "urge", "pay", "expire"} & set(actions)
+
+
 def test_order_body_names_the_bounds_of_its_fields() -> None:
     schemas = document()["components"]["schemas"]
     assert schemas["Item"]["properties"]["quantity"] == {"type": "integer", "minimum": 1, "maximum": 1_000}

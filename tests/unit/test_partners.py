@@ -4,6 +4,8 @@ import argparse
 import asyncio
 import base64
 import json
+import os
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +19,7 @@ from core.signing import SignatureInvalid, Signer
 from loadtest.client import fetch
 from loadtest.exchange import Answer, Target
 from loadtest.partners import serve_partners
-from loadtest.partners_command import add_arguments, listen, options_from
+from loadtest.partners_command import add_arguments, inherited, listen, options_from
 from loadtest.partners_options import Buyers, Conduct, PartnersOptions
 from loadtest.partners_signing import PartnerSigner
 from loadtest.partners_work import decide
@@ -217,9 +219,9 @@ async def test_repeated_id_is_worked_on_once() -> None:
         assert Counter(a.body for a in answers) == {b'{"status":"done"}': 1, b'{"status":"repeated"}': 19}
         assert {a.status for a in answers} == {200}
         await shop.send("warehouse", "warehouse")
-        await gateway.wait(3)
-        assert len(gateway.calls) == 3
-        assert await shop.effects() == ["payment", "paid", "warehouse", "pick", "ship"]
+        await gateway.wait(4)
+        assert len(gateway.calls) == 4
+        assert await shop.effects() == ["payment", "paid", "warehouse", "pick", "ship", "receive"]
         tally = await shop.tally("payment", "payment")
         assert (tally["received"], tally["done"], tally["repeated"]) == (20, 1, 19)
 
@@ -390,15 +392,27 @@ async def test_callback_is_given_up_after_the_last_attempt() -> None:
         assert (tally["callbacks_sent"], tally["callbacks_given_up"]) == (3, 1)
 
 
-async def test_warehouse_ships_after_its_pick_was_taken() -> None:
-    answers = [500, 200, 200]
+async def test_warehouse_ships_after_its_pick_was_taken_and_delivers_after_its_ship() -> None:
+    answers = [500, 200, 200, 200]
     async with Gateway(lambda call: answers.pop(0)) as gateway, partners(gateway.url) as shop:
         await shop.send("warehouse", "warehouse")
-        calls = await gateway.wait(3)
-        assert [c.body["action"] for c in calls] == ["pick", "pick", "ship"]
+        calls = await gateway.wait(4)
+        assert [c.body["action"] for c in calls] == ["pick", "pick", "ship", "receive"]
         assert {c.path for c in calls} == {"/v1/partners/warehouse/callback"}
         assert calls[0].message_id() == calls[1].message_id() != calls[2].message_id()
         assert set(calls[0].body) == {"order_id", "action", "at"}
+
+
+async def test_delivery_of_a_parcel_that_was_sent_back_is_not_reported_for_ever() -> None:
+    async with (
+        Gateway(lambda call: 409 if call.body["action"] == "receive" else 200) as gateway,
+        partners(gateway.url) as shop,
+    ):
+        await shop.send("warehouse", "warehouse")
+        await gateway.wait(3)
+        await settled(shop)
+        assert len(gateway.calls) == 3
+        assert (await shop.tally("warehouse", "warehouse"))["callbacks_refused"] == 1
 
 
 @pytest.mark.parametrize(
@@ -437,17 +451,19 @@ async def test_full_queue_refuses_before_the_work_and_forgets_nothing() -> None:
         assert (await shop.tally("payment", "payment"))["full"] == 2
         assert (await shop.send("channel", "paid")).status == 200  # calls nobody back
         assert (await shop.send("warehouse", "warehouse")).status == 503
-        assert (await shop.state())["pending_callbacks"] == 4
+        state = await shop.state()
+        assert (state["pending_callbacks"], state["due_callbacks"]) == (4, 0)  # all of them later
         assert gateway.calls == []
 
 
 async def test_queue_is_empty_again_after_duplicates_and_chains() -> None:
     conduct = {name: Conduct(duplicate=1) for name in ("payment", "warehouse")}
-    async with Gateway() as gateway, partners(gateway.url, conduct=conduct, pending_max=4) as shop:
+    async with Gateway() as gateway, partners(gateway.url, conduct=conduct, pending_max=6) as shop:
         assert (await shop.send("warehouse", "warehouse")).status == 200
-        await gateway.wait(4)
+        await gateway.wait(6)
         await settled(shop)
-        assert Counter(c.body["action"] for c in gateway.calls) == {"pick": 2, "ship": 2}
+        assert Counter(c.body["action"] for c in gateway.calls) == {"pick": 2, "ship": 2, "receive": 2}
+        assert (await shop.state())["due_callbacks"] == 0
         assert (await shop.ask_payment()).status == 200
 
 
@@ -515,7 +531,9 @@ def test_options_come_from_flags_and_environment() -> None:
         "RUSHGATE_PARTNER_SECRETS": f"{SECRET}, payment={OTHER_SECRET},payment={SECRET}",
         "RUSHGATE_CHANNEL_KEYS": "app=first-key,app.2=second-key,web=web-key",
     }
-    options = options_from(parser.parse_args(["--failure", "0.2", "--pay", "0.85", "--ignore", "0"]), environ)
+    flags = ["--failure", "0.2", "--pay", "0.85", "--ignore", "0", "--step-ms", "7"]
+    options = options_from(parser.parse_args(flags), environ)
+    assert options.step_ms == 7
     assert options.secrets == {"*": [SECRET], "payment": [OTHER_SECRET, SECRET]}
     assert options.channel_keys == {"app": "first-key", "web": "web-key"}
     assert options.conduct["billing"].failure == 0.2
@@ -537,6 +555,18 @@ def test_bad_flags_and_environment_are_named(flags: list[str], environ: dict[str
     add_arguments(parser)
     with pytest.raises(ValueError, match=why):
         options_from(parser.parse_args(flags), environ)
+
+
+def test_inherited_socket_must_be_one_that_listens() -> None:
+    with listen("127.0.0.1", 0) as sock:
+        heir = inherited(os.dup(sock.fileno()))
+        with heir:
+            assert heir.getsockname() == sock.getsockname()
+            assert not heir.getblocking()
+    with socket.socket() as deaf, pytest.raises(OSError, match="does not listen"):
+        inherited(os.dup(deaf.fileno()))
+    with pytest.raises(OSError, match="--fd 999999: is no socket"):
+        inherited(999_999)
 
 
 @pytest.mark.parametrize("secrets", [{"*": ["whsec_short"]}, {"*": []}, {"*": ["no prefix"]}, {"nobody": [SECRET]}, {}])

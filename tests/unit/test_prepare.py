@@ -78,6 +78,28 @@ def test_prepare_puts_a_buyer_on_the_shard_of_his_slot(buyer_id: str) -> None:
     assert shard_of(made.order_id) == of.shards[slot]
 
 
+DISCOUNTS = [{"min_amount": 300, "off": 50}, {"min_amount": 500, "off": 40}, {"min_amount": 900, "off": 800}]
+
+
+@pytest.mark.parametrize(
+    ("units", "amount"), [(1, 100), (2, 200), (3, 250), (4, 350), (5, 450), (8, 750), (9, 100), (10, 200)]
+)
+def test_prepare_takes_the_largest_discount_off_that_is_reached(units: int, amount: int) -> None:
+    for discounts in (DISCOUNTS, DISCOUNTS[::-1]):
+        of = sale(discounts=discounts)
+        made = ask(of, items=[{"sku": "red", "quantity": units}], ship_to=SHIP_TO)
+        assert decode_held(made.held).amount == decode_placed(made.placed).amount == amount
+        assert decode_held(made.held).items == [("red", units, 100)]
+        assert decode_held(ask(items=[{"sku": "red", "quantity": units}]).held).amount == units * 100
+
+
+def test_prepare_counts_all_lines_for_a_discount_and_it_makes_no_other_body() -> None:
+    two = [{"sku": "red", "quantity": 1}, {"sku": "blue", "quantity": 2}]
+    made = ask(sale(discounts=[{"min_amount": 300, "off": 300}]), items=two)
+    assert decode_held(made.held).amount == 0
+    assert made.fingerprint == ask(items=two).fingerprint
+
+
 def test_prepare_unknown_sku_names_its_line() -> None:
     with pytest.raises(SkuUnknown) as caught:
         ask(items=[{"sku": "red", "quantity": 1}, {"sku": "green", "quantity": 1}])

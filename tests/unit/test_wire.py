@@ -18,6 +18,7 @@ from core.wire import (
     decode_placed,
     encode,
     fingerprint,
+    has_units,
     read_header,
     read_hold,
     read_stamp,
@@ -53,6 +54,12 @@ def test_hold_reads_back_with_its_stamp(value: Held, accepted_ms: int, pay_by_ms
     stamped = encode(value) + b"\x05" + accepted_ms.to_bytes(6, "big") + pay_by_ms.to_bytes(6, "big")
     assert read_hold(stamped) == (value, accepted_ms, pay_by_ms)
     assert read_stamp(stamped) == (accepted_ms, pay_by_ms)
+
+
+@given(st.integers(0, 15), st.booleans())
+def test_hold_says_whether_it_has_units_whatever_it_was_counted_for(counted: int, empty: bool) -> None:
+    hold = encode(Held("app", "k", "b", ITEMS, 100, "CNY", "", "")) + bytes([counted + 16 * empty]) + b"\x10" * 12
+    assert has_units(hold) is not empty
 
 
 def test_wire_text_is_never_msgpack_bin() -> None:

@@ -1,3 +1,9 @@
+-- 0005 pre: orders are completed by time; what the reconcile worker mends and finds; dead orders given up stay on record.
+-- Lock  ACCESS EXCLUSIVE on orders and dead_letters for an instant each; SHARE on orders while the (empty) index is built.
+-- Undo  DROP TABLE alerts, repairs; ALTER TABLE dead_letters DROP COLUMN dropped_at; DROP INDEX orders_complete;
+--       ALTER TABLE orders DROP COLUMN complete_at;
+SET LOCAL lock_timeout = '5s';
+
 ALTER TABLE orders ADD COLUMN complete_at timestamptz;
 
 CREATE INDEX orders_complete ON orders (shard, complete_at) WHERE state = 'received';
@@ -24,3 +30,5 @@ CREATE TABLE alerts (
     detail   text        NOT NULL,
     CONSTRAINT alerts_pkey PRIMARY KEY (shard, campaign, kind)
 );
+
+ALTER TABLE dead_letters ADD COLUMN dropped_at timestamptz;

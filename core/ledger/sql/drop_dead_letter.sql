@@ -1,5 +1,5 @@
--- drop_dead_letter: an order that was set aside is no longer.
+-- drop_dead_letter: an order that was set aside is given up; it stays on record, so the audit still knows its number.
 --
 -- Params   $1 shard  $2 entry_id  $3 place
 -- Returns  entry_id, or no row if it was gone
-DELETE FROM dead_letters WHERE shard = $1 AND entry_id = $2 AND place = $3 RETURNING entry_id;
+UPDATE dead_letters SET dropped_at = now() WHERE shard = $1 AND entry_id = $2 AND place = $3 RETURNING entry_id;

@@ -11,7 +11,8 @@ WITH due AS (
 ), moved AS (
     UPDATE orders o SET state = $3, version = o.version + 1
     FROM due d
-    WHERE o.shard = $1 AND o.order_id = d.order_id AND o.state = 'accepted'
+    WHERE o.shard = $1 AND o.order_id = ANY (ARRAY(SELECT order_id FROM due)) -- by key, whatever the planner believes
+          AND o.order_id = d.order_id AND o.state = 'accepted'
     RETURNING o.order_id, o.version, o.pay_by
 ), events AS (
     INSERT INTO order_events (shard, order_id, version, at, action, from_state, to_state, actor, reason)
@@ -21,4 +22,4 @@ WITH due AS (
     SELECT $1, m.order_id, m.version, t.topic, clock_timestamp()
     FROM moved m CROSS JOIN unnest($7::text[]) AS t (topic)
 )
-SELECT count(*) AS expired, coalesce(extract(epoch FROM clock_timestamp() - min(pay_by)), 0)::float8 AS late_s FROM moved;
+SELECT count(*) AS moved, coalesce(extract(epoch FROM clock_timestamp() - min(pay_by)), 0)::float8 AS late_s FROM moved;

@@ -1,7 +1,7 @@
--- list_dead_letters: orders that the ledger could not take, the oldest first. For operators: it spans shards.
+-- list_dead_letters: orders that the ledger could not take and nobody gave up, the oldest first. For operators: it spans shards.
 --
 -- Params   $1 shard, NULL = all  $2 order_id, NULL = all  $3 most rows
 -- Returns  shard, entry_id, place, campaign, epoch, seq, order_id, at, reason, payload
 SELECT shard, entry_id, place, campaign, epoch, seq, order_id, at, reason, payload FROM dead_letters
-WHERE ($1::smallint IS NULL OR shard = $1) AND ($2::uuid IS NULL OR order_id = $2)
+WHERE dropped_at IS NULL AND ($1::smallint IS NULL OR shard = $1) AND ($2::uuid IS NULL OR order_id = $2)
 ORDER BY at, shard, entry_id, place LIMIT $3;

@@ -1,0 +1,96 @@
+"""What the tests of orders that take their units when they are paid build their cases from."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+from asyncpg.pgproto.pgproto import UUID
+
+from core.desk.campaigns import CampaignDesk
+from core.ledger.pool import Pool
+from core.settings import Settings
+from lua.connection import SharedConnection, StoreConnection
+from lua.scripts import Scripts
+from tests.conftest import Services
+from tests.ledger.support import Sale, drain, make_worker
+from tests.ledger.test_relay_restock import Died, Mortal
+from tests.support import SHARDS
+from workers.relay import RelayWorker
+
+ORDERS = 20
+UNITS = 5
+
+
+async def opened(desk: CampaignDesk, settings: Settings, store: SharedConnection, ledger: Pool) -> Sale:
+    """20 unpaid orders of one red each, in the ledger; 5 red are for sale, one a buyer."""
+    found = await Sale.open(desk, {"red": UNITS}, order_type="reserve_at_payment", limits={"buyer": 1})
+    await found.accept(store, ORDERS, ("red", 1))
+    await drain(store, make_worker(settings, ledger))
+    return found
+
+
+class Broken(Mortal):
+    """A ledger whose relay dies at a statement of its own, or (`act`) around the transaction of a single order."""
+
+    def __init__(self, ledger: Pool, statement: str, when: str) -> None:
+        super().__init__(ledger, "" if statement == "act" else statement, when)
+        self._act = statement == "act"
+
+    @contextlib.asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Any]:
+        if self._act and self._when == "before":
+            raise Died
+        async with self._ledger.acquire() as connection:
+            yield connection
+        if self._act:
+            raise Died
+
+
+def relay_on(ledger: Pool | Mortal, services: Services) -> RelayWorker:
+    """A relay that is not running yet."""
+    return RelayWorker(cast(Pool, ledger), StoreConnection(services.store_url, "fsync", 10.0, "r"), range(SHARDS))
+
+
+async def run(ledger: Pool | Mortal, services: Services) -> int:
+    """All of the store's messages that are due are delivered; how many there were."""
+    worker = relay_on(ledger, services)
+    try:
+        while await worker.step():
+            pass
+    finally:
+        await worker.run_down()
+    return worker.delivered
+
+
+async def stock(scripts: Scripts, sale: Sale) -> tuple[int, int, int]:
+    """Left, held, sold."""
+    [found] = await scripts.audit([sale.parts[0].keys])
+    return found.left["red"], found.held["red"], found.sold["red"]
+
+
+async def state(ledger: Pool, order: bytes) -> str:
+    return str(await ledger.fetchval("SELECT state FROM orders WHERE order_id = $1", UUID(order)))
+
+
+async def buyer_used(ledger: Pool, store: SharedConnection, sale: Sale, order: bytes) -> bytes | None:
+    """What the limit counter of the order's buyer says; None = nothing is counted."""
+    buyer = await ledger.fetchval("SELECT buyer_id FROM orders WHERE order_id = $1", UUID(order))
+    [reply] = await store.exchange([("HGET", sale.parts[0].keys.used, f"b:{buyer}")])
+    assert reply is None or isinstance(reply, bytes)
+    return reply
+
+
+async def due(ledger: Pool) -> None:
+    """Every lease has passed."""
+    await ledger.execute("UPDATE outbox SET due_at = now()")
+
+
+async def steps(ledger: Pool, order: bytes) -> list[str]:
+    rows = await ledger.fetch("SELECT action FROM order_events WHERE order_id = $1 ORDER BY version", UUID(order))
+    return [row["action"] for row in rows]
+
+
+async def outcomes(ledger: Pool, order: bytes) -> dict[str, str]:
+    """What became of the order's messages for the store, by topic."""
+    rows = await ledger.fetch("SELECT topic, outcome FROM deliveries WHERE order_id = $1", UUID(order))
+    return {row["topic"]: row["outcome"] for row in rows}

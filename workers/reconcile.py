@@ -1,0 +1,166 @@
+"""The reconcile worker: audits every campaign all the time, mends what is surely broken, raises alerts for the rest.
+
+It takes a tenth of the time at most: the pause after a round is nine times as long as the round took. Any number of
+them may run; what two of them mend at once is mended once.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import asyncpg
+from redis.exceptions import RedisError
+
+from core.desk.audit import Auditor
+from core.desk.campaigns import CampaignDesk
+from core.errors import CampaignLost, LedgerUnavailable, Refused, StoreUnavailable
+from core.ledger.pool import Pool, ask
+from core.ledger.queries import query
+from lua.connection import SharedConnection
+from workers.alerts import LOST, UNCHECKED, Alerts, findings
+from workers.mender import Mender
+from workers.repairs import Mended
+
+logger = logging.getLogger("rushgate.reconcile")
+
+AWAY_S = 1.0  # between two tries while store or ledger is away
+REST = 9.0  # the pause after a round, in times of its length
+OLD = 20  # closed campaigns at rest that one round looks at: those whose last look is longest ago
+WORDS = 5  # findings of the mender in an alert's detail
+
+
+class Seen(NamedTuple):
+    """The last look at a campaign."""
+
+    at_s: float  # monotonic
+    at_rest: bool  # all was well, and there was no hold and nothing on its way
+
+
+class ReconcileWorker:
+    """Looks after all campaigns but drafts and those that are being opened. The pool is the caller's."""
+
+    def __init__(self, store: SharedConnection, ledger: Pool, shards: int, lease_ms: int, every_s: float) -> None:
+        """`every_s`: least pause between two rounds. `lease_ms`: as in CampaignDesk."""
+        self._store = store
+        self._ledger = ledger
+        self._desk = CampaignDesk(store, ledger, shards, lease_ms)
+        self._auditor = Auditor(self._desk, store, ledger, shards)
+        self._mender = Mender(store, ledger, shards)
+        self._alerts = Alerts(ledger, shards)
+        self._every_s = every_s
+        self._seen: dict[str, Seen] = {}
+        self._stopping = asyncio.Event()
+        self.rounds = 0
+        self.mended = 0  # orders, by this worker
+
+    @property
+    def alerts(self) -> int:
+        """Begun by this worker."""
+        return self._alerts.begun
+
+    def stop(self) -> None:
+        """The run ends after the campaign in hand."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Works until `stop`, through every absence of store and ledger."""
+        waits_since_s: float | None = None
+        while not self._stopping.is_set():
+            began_s = time.monotonic()
+            try:
+                await self.step()
+                pause_s = max(self._every_s, REST * (time.monotonic() - began_s))
+                if waits_since_s is not None:
+                    logger.info("reconcile goes on", extra={"waited_s": round(time.monotonic() - waits_since_s, 1)})
+                    waits_since_s = None
+            except (StoreUnavailable, LedgerUnavailable) as exc:
+                if waits_since_s is None:
+                    waits_since_s = began_s
+                    logger.warning("reconcile waits", extra={"why": exc.detail})
+                pause_s = AWAY_S
+            try:
+                await asyncio.wait_for(self._stopping.wait(), pause_s)
+            except TimeoutError:
+                continue
+        await self._store.close()
+
+    async def step(self) -> None:
+        """One round: every campaign that may have something under way, and some of those at rest.
+
+        Raises: StoreUnavailable, LedgerUnavailable; what was mended and alerted by then stays so.
+        """
+        for campaign in self._chosen(await ask(lambda: self._ledger.fetch(query("list_campaigns")))):
+            if self._stopping.is_set():
+                return
+            at_rest = await self._check(campaign)
+            self._seen[campaign] = Seen(time.monotonic(), at_rest)
+        self.rounds += 1
+
+    def _chosen(self, rows: Iterable[asyncpg.Record]) -> list[str]:
+        """Thousands of closed campaigns never keep the open ones waiting: at most OLD of those at rest are looked at,
+        and one that this worker has never seen is taken to be at rest until its turn comes."""
+        busy: list[str] = []
+        old: list[str] = []
+        unseen = Seen(0.0, True)
+        for row in rows:
+            if row["state"] in ("draft", "opening"):
+                continue
+            at_rest = row["state"] == "closed" and self._seen.get(row["campaign"], unseen).at_rest
+            (old if at_rest else busy).append(row["campaign"])
+        old.sort(key=lambda name: self._seen.get(name, unseen).at_s)
+        return busy + old[:OLD]
+
+    async def _check(self, campaign: str) -> bool:
+        """Audited, mended, its alerts as they should be. Returns whether it is closed and at rest.
+
+        A campaign that cannot be read although the store is there does not keep the others waiting.
+        """
+        why = ""
+        for _ in range(2):
+            try:
+                return await self._judge(campaign)
+            except CampaignLost as exc:
+                await self._alerts.tell(campaign, {LOST: exc.detail}, (LOST, UNCHECKED))
+                return False
+            except StoreUnavailable as exc:
+                await self._ping()
+                why = exc.detail
+        await self._alerts.tell(campaign, {UNCHECKED: why}, (LOST, UNCHECKED))
+        return False
+
+    async def _judge(self, campaign: str) -> bool:
+        known = await self._desk.show(campaign)
+        report = await self._auditor.audit(campaign)
+        mended = await self._mender.mend(known)
+        self.mended += mended.done
+        wrong: dict[str, str] = {}
+        if not report.ok:
+            # What stands after mending, and was seen twice.
+            again = findings(await self._auditor.audit(campaign))
+            wrong = {kind: detail for kind, detail in again.items() if kind in findings(report)}
+        if mended.wrong:
+            wrong["unmended"] = _words(mended)
+        await self._alerts.tell(campaign, wrong)
+        if "oversold" in wrong:
+            await self._close(campaign)
+        return report.ok and not wrong and not mended.holds and not report.in_flight
+
+    async def _close(self, campaign: str) -> None:
+        """Nothing more is sold of an oversold campaign. Again in each round: a call that broke off is finished."""
+        try:
+            await self._desk.close(campaign)
+        except Refused as exc:  # somebody changes it at this moment; the next round tries again
+            logger.warning("oversold campaign not closed yet", extra={"campaign": campaign, "why": exc.detail})
+
+    async def _ping(self) -> None:
+        """Raises StoreUnavailable if it is the store that is away, and not one campaign that cannot be read."""
+        [reply] = await self._store.exchange([("PING",)])
+        if isinstance(reply, RedisError):
+            raise StoreUnavailable(f"the store answers {reply}")
+
+
+def _words(mended: Mended) -> str:
+    more = len(mended.wrong) - WORDS
+    return "; ".join(mended.wrong[:WORDS]) + (f"; and {more} more" if more > 0 else "")

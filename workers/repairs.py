@@ -1,0 +1,172 @@
+"""Repairs of holds: journalled before they are made, or with it, and made by the idempotent scripts, set-at-a-time.
+
+Made twice, by two workers or after a crash, a repair is one repair: the scripts end a hold once, and the journal takes
+it once.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+from asyncpg.pgproto.pgproto import UUID
+from redis.exceptions import RedisError
+
+from core.desk.campaigns import Campaign
+from core.errors import CampaignLost, StoreUnavailable
+from core.flows import FLOWS
+from core.ids import text_of
+from core.ledger.pool import Pool, ask
+from core.ledger.queries import query
+from core.wire import has_units
+from lua.connection import Command, Reply, SharedConnection
+from lua.keys import SaleKeys
+from lua.scripts import MAX_ENDED, ReleaseCode, Scripts
+
+logger = logging.getLogger("rushgate.reconcile")
+
+MOST = 1_000  # repairs of a sort, on one shard in one round
+IDS = 10_000  # in one statement
+AGAIN_S = 3_600.0  # the same repair of the same order within so long is that repair, broken off or made by two
+
+ENDINGS = {"settle": "settled", "release": "released"}  # topic that ends a hold -> what the journal calls it
+
+
+def ending_moves(order_type: str) -> tuple[list[str], list[str], list[str]]:
+    """The moves of a flow that end a hold, as parallel lists: state before, action, topic."""
+    found = [(s.state, s.action, t) for s in FLOWS[order_type].steps for t in s.messages if t in ENDINGS]
+    states, actions, topics = (list(column) for column in zip(*found, strict=True))
+    return states, actions, topics
+
+
+@dataclass
+class Mended:
+    """What became of a campaign's holds in one round."""
+
+    holds: int = 0  # that stood
+    done: int = 0  # repairs
+    wrong: list[str] = field(default_factory=list)  # what could not be mended, in words
+
+
+class Part(NamedTuple):
+    """A campaign on one of its shards."""
+
+    known: Campaign
+    shard: int
+    keys: SaleKeys
+
+
+class Ended(NamedTuple):
+    """An order that needs its hold no more: the message that should have ended it, and since which version."""
+
+    order_id: bytes
+    topic: str
+    version: int
+
+    @property
+    def why(self) -> str:
+        return f"its hold stands, and no {self.topic} of version {self.version} is in the outbox"
+
+
+class Repairs:
+    """One per process; the store connection and the pool are the caller's.
+
+    Every method raises CampaignLost, StoreUnavailable or LedgerUnavailable; what was done by then stays so.
+    """
+
+    def __init__(self, store: SharedConnection, ledger: Pool) -> None:
+        self.store = store
+        self.scripts = Scripts(store)
+        self.ledger = ledger
+
+    async def repeat(self, part: Part, topic: str, orders: Sequence[Ended], found: Mended) -> None:
+        """For holds that still stand, the message that ends them is in the outbox again, in one transaction with its
+        journal: the relay ends the hold, and what the audit knows of it stays true."""
+        for n in range(0, len(orders), MAX_ENDED):
+            some = orders[n : n + MAX_ENDED]
+            holds = await self.holds(part, [o.order_id for o in some])
+            standing = {o.order_id: o for o, hold in zip(some, holds, strict=True) if hold is not None}
+            if not standing:
+                continue
+            bare = [o.order_id for o, h in zip(some, holds, strict=True) if h is not None and not has_units(h)]
+            if bare and topic == "settle":
+                # As an old copy of the store has it: from before the units were taken.
+                await self.scripts.allocate(part.keys, part.known.epoch, bare)
+            wanted = list(standing.values())
+            columns = [UUID(o.order_id) for o in wanted], [o.version for o in wanted], [o.why for o in wanted]
+            values = (part.shard, topic, ENDINGS[topic], part.known.campaign, AGAIN_S, *columns)
+            rows = await ask(partial(self.ledger.fetch, query("repeat_messages"), *values))
+            for order_id in (row["order_id"].bytes for row in rows):
+                self.note(part, order_id, ENDINGS[topic], standing.pop(order_id).why, found)
+            # Another worker has done it meanwhile; or it was done before, in vain.
+            for order in await self.ended(part, list(standing)):
+                [hold] = await self.holds(part, [order.order_id])
+                if hold is not None:
+                    found.wrong.append(f"hold of {text_of(order.order_id)} still stands, {ENDINGS[topic]} in vain")
+
+    async def release(self, part: Part, ids: Sequence[bytes], why: str, found: Mended) -> None:
+        """Holds without an order in the ledger are gone, their units and limits back, once per order."""
+        for n in range(0, len(ids), MAX_ENDED):
+            some = ids[n : n + MAX_ENDED]
+            await ask(partial(self._journal, part, some, why))
+            codes = await self.scripts.release(part.keys, part.known.epoch, some)
+            if codes is None:
+                raise self._lost(part)
+            for order_id, code in zip(some, codes, strict=True):
+                if code is ReleaseCode.RELEASED:
+                    self.note(part, order_id, "released", why, found)
+
+    async def _journal(self, part: Part, ids: Sequence[bytes], why: str) -> None:
+        """The releases are on record, once each; of two workers' transactions one is tried again."""
+        uuids = [UUID(i) for i in ids]
+        async with self.ledger.acquire() as connection, connection.transaction(isolation="serializable"):
+            rows = await connection.fetch(query("recent_repairs"), part.shard, uuids, "released", AGAIN_S)
+            there = {row["order_id"] for row in rows}
+            fresh = [u for u in uuids if u not in there]
+            if fresh:
+                values = (part.shard, "released", part.known.campaign, fresh, [why] * len(fresh))
+                await connection.execute(query("put_repairs"), *values)
+
+    async def ended(self, part: Part, ids: Sequence[bytes]) -> list[Ended]:
+        """Of at most IDS orders, those whose end of hold is on record and whose message has left the outbox."""
+        moves, uuids = ending_moves(part.known.spec.order_type), [UUID(i) for i in ids]
+        if not uuids:
+            return []
+        rows = await ask(lambda: self.ledger.fetch(query("ended_holds"), part.shard, uuids, *moves))
+        return [Ended(r["order_id"].bytes, r["topic"], r["version"]) for r in rows]
+
+    async def unknown(self, shard: int, ids: Sequence[bytes]) -> list[bytes]:
+        """Those that the ledger has neither as orders nor as dead letters."""
+        found: list[bytes] = []
+        for n in range(0, len(ids), IDS):
+            some = ids[n : n + IDS]
+            uuids = [UUID(i) for i in some]
+            rows = await ask(partial(self.ledger.fetch, query("audit_known"), shard, uuids))
+            there = {row["order_id"].bytes for row in rows}
+            found += [i for i in some if i not in there]
+        return found
+
+    async def holds(self, part: Part, ids: Sequence[bytes]) -> list[Any]:
+        """The holds as they are now, None where there is none. Raises CampaignLost if they are another epoch's."""
+        if not ids:
+            return []
+        epoch, holds = await self.tell(("HGET", part.keys.meta, "epoch"), ("HMGET", part.keys.holds, *ids))
+        if epoch != b"%d" % part.known.epoch:
+            raise self._lost(part)
+        return list(holds)
+
+    async def tell(self, *commands: Command) -> list[Reply]:
+        replies = await self.store.exchange(commands)
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                raise StoreUnavailable(f"the store answers {reply}")
+        return replies
+
+    def _lost(self, part: Part) -> CampaignLost:
+        return CampaignLost(f"{part.keys.meta.decode()}: epoch {part.known.epoch} is not there")
+
+    def note(self, part: Part, order_id: bytes, what: str, why: str, found: Mended) -> None:
+        found.done += 1
+        facts = {"order_id": text_of(order_id), "campaign": part.known.campaign, "what": what, "why": why}
+        logger.warning("order mended", extra=facts)
