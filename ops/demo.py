@@ -32,7 +32,7 @@ from ops.up import first_of, stop_signal
 SAMPLE = Path(__file__).resolve().parent.parent / "deploy" / "sample" / "campaign.toml"
 MAX_BUYERS = 1_000_000
 CONNECTIONS = 256
-PAY_WITHIN_S = 4  # in place of the file's own: nobody would wait a quarter of an hour for the expired orders
+PAY_WITHIN_S = 8  # in place of the file's own: nobody would wait a quarter of an hour for the expired orders
 AFTER_SALES_S = 1  # likewise
 END_WITHIN_S = 300.0
 

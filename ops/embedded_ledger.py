@@ -56,9 +56,6 @@ SETTINGS = {  # written to postgresql.conf once, at set-up: to be tuned there
     "shared_buffers": "256MB",
     "max_wal_size": "4GB",
     "wal_compression": "on",
-    # A queue in a table, and tables that grow from nothing to thousands of rows within a second: both are slow, the
-    # second by a factor of a hundred, until they have been vacuumed and analysed. The default is a minute.
-    "autovacuum_naptime": "2s",
     "timezone": "UTC",
     "log_timezone": "UTC",
 }

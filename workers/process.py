@@ -86,7 +86,8 @@ KINDS: dict[str, Callable[[Settings, Pool, str], Worker]] = {
     "relay": _relay_worker,
     "reconcile": _reconcile_worker,
 }
-CONNECTIONS = {"relay": 2}  # to the ledger, if not 1: a relay claims and records at the same time
+# To the ledger, if not 1: a relay claims and records at the same time, a reconcile worker audits and analyses.
+CONNECTIONS = {"relay": 2, "reconcile": 2}
 
 
 async def serve(settings: Settings, kind: str) -> None:

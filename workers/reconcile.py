@@ -1,4 +1,5 @@
 """The reconcile worker: audits every campaign all the time, mends what is surely broken, raises alerts for the rest.
+Beside that it keeps the statistics of the ledger's planner from growing stale.
 
 It takes a tenth of the time at most: the pause after a round is nine times as long as the round took. Any number of
 them may run; what two of them mend at once is mended once.
@@ -22,6 +23,7 @@ from lua.connection import SharedConnection
 from workers.alerts import LOST, UNCHECKED, Alerts, findings
 from workers.mender import Mender
 from workers.repairs import Mended
+from workers.statistics import Statistics
 
 logger = logging.getLogger("rushgate.reconcile")
 
@@ -49,6 +51,7 @@ class ReconcileWorker:
         self._auditor = Auditor(self._desk, store, ledger, shards)
         self._mender = Mender(store, ledger, shards)
         self._alerts = Alerts(ledger, shards)
+        self._statistics = Statistics(ledger)
         self._every_s = every_s
         self._seen: dict[str, Seen] = {}
         self._stopping = asyncio.Event()
@@ -66,6 +69,12 @@ class ReconcileWorker:
 
     async def run(self) -> None:
         """Works until `stop`, through every absence of store and ledger."""
+        async with asyncio.TaskGroup() as beside:
+            beside.create_task(self._statistics.run(self._stopping))
+            await self._reconcile()
+        await self._store.close()
+
+    async def _reconcile(self) -> None:
         waits_since_s: float | None = None
         while not self._stopping.is_set():
             began_s = time.monotonic()
@@ -84,7 +93,6 @@ class ReconcileWorker:
                 await asyncio.wait_for(self._stopping.wait(), pause_s)
             except TimeoutError:
                 continue
-        await self._store.close()
 
     async def step(self) -> None:
         """One round: every campaign that may have something under way, and some of those at rest.

@@ -166,7 +166,7 @@ def test_worker_and_gateway_killed_are_started_again(up: Up) -> None:
         assert up.client.order(campaign).status == 202
         audit = up.client.settled_audit(campaign)
         assert (audit["ok"], audit["persisted"]) == (True, audit["accepted"])
-    assert up.client.audit(campaign)["accepted"] == 4
+    assert up.client.audit(campaign)["accepted"] == 5
 
 
 def another(up: Up, kind: str, pid: int) -> bool:
