@@ -54,7 +54,7 @@ class RushReport(msgspec.Struct, frozen=True):
     fault_answers: dict[str, int]  # attempts that ended in a fault, by outcome, repeated or not
     outcomes: dict[str, int]
     orders: int  # keys that got a 202
-    accepted_per_s: float  # 202s that are no replays / time from the first sending to the last of them
+    accepted_per_s: float  # the first 95 % of the 202s that are no replays / time from the first sending to them
     requests_per_s: float
     late_ms: float  # how late the generator itself offered a request at most: its own fault, not the server's
     latency: Percentiles
