@@ -21,7 +21,7 @@ SHARDS = (1, 64)  # that the orders are on: a campaign of spread 1, and many cam
 _FILL = """
 WITH made AS (
     INSERT INTO orders (shard, order_id, campaign, epoch, seq, channel, request_key, buyer_id, client_ip, device_id,
-                        state, version, amount, currency, accepted_at, pay_by, complete_at)
+                        state, version, amount, currency, accepted_at, pay_by, timer_at)
     SELECT n % $2, gen_random_uuid(), 'bench', 1, n, 'app', 'key-' || n, 'buyer-' || n, '', '', $3, 1, 100, 'CNY',
            now(), now() + $4 * interval '1 second' + n * $5 * interval '1 second', now()
     FROM generate_series(1, $1::int) n

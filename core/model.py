@@ -18,7 +18,7 @@ MAX_UNITS = 100_000_000  # of one SKU
 MAX_PRICE = 1_000_000_000_000  # minor units
 MAX_AMOUNT = MAX_LINES * MAX_QUANTITY * MAX_PRICE
 MAX_DISCOUNTS = 20  # of one campaign
-MAX_AFTER_SALES_S = 90 * 86_400
+MAX_TIMER_S = 90 * 86_400
 
 # Visible ASCII: what a channel's own ids are made of; nothing that a log, a header or a key could stumble over.
 Visible = r"^[\x21-\x7e]*\Z"
@@ -109,8 +109,10 @@ class CampaignSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     closes_at: When
     currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
     pay_within_s: Annotated[int, Meta(ge=1, le=30 * 86_400)]
-    # From the receipt on; then the order is completed. Of order types that ship.
-    after_sales_s: Annotated[int, Meta(ge=0, le=MAX_AFTER_SALES_S)] = 7 * 86_400
+    # Of order types that ship. So long after it was shipped an order counts as received, whoever forgot to say so; so
+    # long after the receipt it is completed.
+    delivery_within_s: Annotated[int, Meta(ge=1, le=MAX_TIMER_S)] = 15 * 86_400
+    after_sales_s: Annotated[int, Meta(ge=0, le=MAX_TIMER_S)] = 7 * 86_400
     spread: Annotated[int, Meta(ge=1, le=1024)] = 1
     limits: Limits = Limits()
     # They do not add up: of those that an order reaches, the one that takes most off counts.

@@ -15,6 +15,9 @@ from ops.order_story import Story
 WIDE = 110  # columns from which every part of a step has a column of its own
 
 
+TIMED = {"shipped": "received by", "received": "completes"}  # state -> what its timer says
+
+
 def print_story(story: Story, console: Console) -> None:
     """All of it; what there is none of is left out."""
     day = story.order.accepted_at.astimezone(UTC).date()
@@ -98,8 +101,8 @@ def _head(story: Story) -> Table:
     row("amount", f"{_money(order.amount, order.currency)} in minor units{off}")
     row("accepted", order.accepted_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + " UTC")
     row("pay by", order.pay_by.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
-    if story.complete_at is not None and order.state == "received":
-        row("completes", story.complete_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
+    if story.timer_at is not None and order.state in TIMED:
+        row(TIMED[order.state], story.timer_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
     if story.ship_to is not None:
         row("ship to", _address(story.ship_to))
     row("hold", story.hold)

@@ -89,7 +89,7 @@ class Story(Struct, frozen=True, kw_only=True, omit_defaults=True):
     epoch: int | None = None
     seq: int | None = None
     ship_to: ShipTo | None = None
-    complete_at: datetime | None = None
+    timer_at: datetime | None = None
     steps: list[TraceStep] = []
     payments: list[PaymentSeen] = []
     refunds: list[Refund] = []
@@ -162,7 +162,7 @@ async def _from_ledger(desk: Desk, order_id: bytes) -> tuple[OrderView, dict[str
         head = dict(row)
         lines = [OrderLine(**r) for r in await connection.fetch(query("order_lines"), *key)]
         more: dict[str, Any] = {k: head.pop(k) for k in ("request_key", "client_ip", "device_id", "epoch", "seq")}
-        more["complete_at"], ship_to = head.pop("complete_at"), head.pop("ship_to")
+        more["timer_at"], ship_to = head.pop("timer_at"), head.pop("ship_to")
         if ship_to is not None:
             more["ship_to"] = msgspec.json.decode(ship_to, type=ShipTo)
         found: dict[str, list[asyncpg.Record]] = {

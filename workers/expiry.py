@@ -1,5 +1,6 @@
 """The expiry worker: what time alone brings about, to the second and in bounded batches. Orders whose time to pay has
-passed are expired; received orders whose after-sales window is over are completed.
+passed are expired; shipped ones whose receipt nobody confirms are taken as received; received ones whose after-sales
+window is over are completed.
 
 Any number of them share the work: rows that one works on are passed over by the others.
 """
@@ -9,7 +10,8 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from core.errors import LedgerUnavailable
+from core.desk.orders import OrderDesk
+from core.errors import LedgerUnavailable, NotAllowed
 from core.flows import FLOWS
 from core.flows.table import Step
 from core.ledger.pool import Pool, ask
@@ -32,6 +34,11 @@ def completion_step() -> Step:
     return _only("after_sales_over", "received")
 
 
+def receipt_step() -> Step:
+    """The step that takes a shipped order as received. Raises ValueError if the flows that have one differ in it."""
+    return _only("delivery_over", "shipped")
+
+
 def _only(guard: str, state: str) -> Step:
     """The step of this guard, out of the state that the worker's statement and its index name."""
     steps = {step for flow in FLOWS.values() for step in flow.steps if step.guard == guard}
@@ -41,17 +48,20 @@ def _only(guard: str, state: str) -> Step:
 
 
 class ExpiryWorker:
-    """Expires and completes orders of all shards."""
+    """Expires, receives and completes orders of all shards of a deployment."""
 
     def __init__(self, ledger: Pool, shards: Sequence[int]) -> None:
         self._ledger = ledger
         self._shards = list(shards)
         self._expiry = expiry_step()
+        self._receipt = receipt_step()
         self._completion = completion_step()
+        self._desk = OrderDesk(ledger, len(self._shards))
         self._stopping = asyncio.Event()
         self.expired = 0  # orders, by this worker
+        self.received = 0  # orders, by this worker
         self.completed = 0  # orders, by this worker
-        self.late_s = 0.0  # behind the deadline, of the latest of all of them
+        self.late_s = 0.0  # behind the deadline, of the latest order expired or completed
 
     def stop(self) -> None:
         """The run ends after the batch in hand."""
@@ -77,7 +87,7 @@ class ExpiryWorker:
 
         Raises: LedgerUnavailable; what was moved stays so.
         """
-        before = self.expired + self.completed
+        before = self.expired + self.received + self.completed
         rows = await ask(lambda: self._ledger.fetch(query("due_shards"), self._shards))
         for row in rows:
             if self._stopping.is_set():
@@ -85,9 +95,25 @@ class ExpiryWorker:
             # Expiry first: units wait for it.
             if row["expire"]:
                 self.expired += await self._move(query("expire_orders"), row["shard"], self._expiry)
+            if row["receive"]:
+                self.received += await self._receive(row["shard"])
             if row["complete"]:
                 self.completed += await self._move(query("complete_orders"), row["shard"], self._completion)
-        return self.expired + self.completed - before
+        return self.expired + self.received + self.completed - before
+
+    async def _receive(self, shard: int) -> int:
+        """One by one: what comes next for an order, and when, is its campaign's affair. They are few a second."""
+        rows = await ask(lambda: self._ledger.fetch(query("due_receipts"), shard, BATCH))
+        done = 0
+        for row in rows:
+            if self._stopping.is_set():
+                break
+            try:
+                await self._desk.act(row["order_id"].bytes, self._receipt.action, "system", "system")
+                done += 1
+            except NotAllowed:
+                continue  # somebody said so meanwhile
+        return done
 
     async def _move(self, statement: str, shard: int, step: Step) -> int:
         values = shard, BATCH, step.to, step.action, "system", step.reason, list(step.messages)

@@ -19,6 +19,10 @@ from lua.connection import SharedConnection
 from lua.keys import SaleKeys, home_shards, portion, sale_keys
 from lua.scripts import ChangeCode, OpenCode, RestockCode, Scripts
 
+# Of a definition, once the campaign was opened; stock changes by restock.
+FROZEN = (
+    "order_type", "currency", "delivery_within_s", "after_sales_s", "spread", "discounts", "channels", "skus",
+)  # fmt: skip
 CLOSE_TRIES = 5  # withdrawals of what is left, if units are taken meanwhile
 
 
@@ -94,7 +98,7 @@ class CampaignDesk:
         if known.state == "closed":
             raise Refused(f"campaign {campaign} is closed")
         old, new = msgspec.structs.asdict(known.spec), msgspec.structs.asdict(spec)
-        for field in ("order_type", "currency", "after_sales_s", "spread", "discounts", "channels", "skus"):
+        for field in FROZEN:
             if old[field] != new[field]:
                 hint = "; stock changes by restock" if field == "skus" else ""
                 raise Refused(f"{field} cannot change once a campaign was opened{hint}")

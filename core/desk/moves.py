@@ -48,7 +48,7 @@ class Order(NamedTuple):
     amount: int
     currency: str
     flow: Flow
-    after_sales_s: int  # of its campaign
+    spec: CampaignSpec  # of its campaign, of which only what never changes once there are orders is true
 
     def here(self, moved: bool = False) -> Moved:
         """The answer of a call that leaves the order here."""
@@ -99,8 +99,7 @@ class Moves:
             if row is None or channel not in (None, row["channel"]):
                 raise OrderUnknown("no such order")
             spec = await self._spec(connection, row["campaign"])
-            order = Order(shard, uuid, flow=FLOWS[spec.order_type], after_sales_s=spec.after_sales_s, **dict(row))
-            return await work(connection, order)
+            return await work(connection, Order(shard, uuid, flow=FLOWS[spec.order_type], spec=spec, **dict(row)))
 
     async def _spec(self, connection: Any, campaign: str) -> CampaignSpec:
         known = self._specs.get(campaign)
@@ -148,18 +147,21 @@ async def advance(connection: Any, order: Order, step: Step, who: str, messages:
     """The step is made, with these messages; money is the caller's affair."""
     rows = await connection.fetch(
         query("move_orders"), order.shard, [order.uuid],
-        step.state, step.to, step.action, who, step.reason, messages, _complete_in_s(order, step),
+        step.state, step.to, step.action, who, step.reason, messages, _timer_s(order, step),
     )  # fmt: skip
     if not rows:
         raise asyncpg.SerializationError("the order moved in spite of its lock")  # undone, and tried again
     return order._replace(state=step.to, version=rows[0]["version"])
 
 
-def _complete_in_s(order: Order, step: Step) -> int | None:
-    """How long after this step the order is completed by time; None: the step does not begin an after-sales window."""
-    last = order.flow.step(step.to, "complete")
-    begins = last is not None and last.guard == "after_sales_over" and step.to != step.state
-    return order.after_sales_s if begins else None
+def _timer_s(order: Order, step: Step) -> int | None:
+    """How long after this step time moves the order on; None: it does not, or its timer runs on."""
+    if step.to == step.state:
+        return None
+    guards = {s.guard for s in order.flow.steps if s.state == step.to}
+    if "delivery_over" in guards:
+        return order.spec.delivery_within_s
+    return order.spec.after_sales_s if "after_sales_over" in guards else None
 
 
 async def settle_refunds(connection: Any, order: Order, who: str) -> Order:

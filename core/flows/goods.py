@@ -22,6 +22,7 @@ FULFILMENT: list[Step] = [
     Step("paid", "pick", DEPOT, "picking", "picked"),
     Step("picking", "ship", DEPOT, "shipped", "shipped", ("notify", "webhook")),
     Step("shipped", "receive", ("buyer", *DEPOT), "received", "received", ("notify",)),
+    Step("shipped", "receive_by_time", ("system",), "received", "receipt_not_confirmed", ("notify",), "delivery_over"),
     Step("received", "complete", ("system",), "completed", "after_sales_over", ("webhook",), "after_sales_over"),
     Step("received", "complete_early", ("operator",), "completed", "closed_by_operator", ("webhook",),
          "no_open_review"),

@@ -35,6 +35,7 @@ FIRST_TOPIC = "payment"  # written together with the order, in its first state
 GUARDS = {
     "pay_by_passed": "the order's `pay_by` has passed, by the ledger's clock",
     "other_payment": "the payment number is new, and another payment of this order is on record",
+    "delivery_over": "the time for delivery, counted from the last move to `shipped`, is over",
     "after_sales_over": "the after-sales window, counted from the last move to `received`, is over, and no refund is "
     "under review",
     "no_open_review": "no refund is under review",

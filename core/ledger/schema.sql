@@ -58,7 +58,7 @@ CREATE TABLE orders (
     accepted_at timestamptz NOT NULL, -- the store's clock
     pay_by      timestamptz NOT NULL,
     ship_to     jsonb,
-    complete_at timestamptz,          -- in `received`: when the after-sales window is over
+    timer_at    timestamptz,          -- when time moves it on from its state; NULL = it does not
     CONSTRAINT orders_pkey PRIMARY KEY (shard, order_id),
     CONSTRAINT orders_request_key UNIQUE (shard, campaign, channel, request_key),
     CONSTRAINT orders_seq_key UNIQUE (shard, campaign, epoch, seq),
@@ -67,7 +67,7 @@ CREATE TABLE orders (
 
 CREATE INDEX orders_due ON orders (shard, pay_by) WHERE state = 'accepted';
 
-CREATE INDEX orders_complete ON orders (shard, complete_at) WHERE state = 'received';
+CREATE INDEX orders_timer ON orders (shard, state, timer_at) WHERE timer_at IS NOT NULL;
 
 CREATE INDEX orders_buyer ON orders (buyer_id, shard, order_id);
 

@@ -63,9 +63,37 @@ async def window_over(ledger: Pool, orders: Iterable[bytes] | None = None) -> No
     """The after-sales window of these orders (None: of all) is over."""
     which = None if orders is None else [UUID(o) for o in orders]
     await ledger.execute(
-        "UPDATE orders SET complete_at = now() - interval '1 second' WHERE $1::uuid[] IS NULL OR order_id = ANY ($1)",
+        "UPDATE orders SET timer_at = now() - interval '1 second' WHERE $1::uuid[] IS NULL OR order_id = ANY ($1)",
         which,
     )
+
+
+async def test_shipped_orders_are_received_by_time_and_completed_after_their_window(
+    sale: Sale, ledger: Pool, orders: OrderDesk
+) -> None:
+    first, *others = await ids(ledger)
+    await ledger.execute("UPDATE orders SET state = 'paid', timer_at = NULL")
+    for order in (first, *others):
+        for action in ("pick", "ship"):
+            await orders.act(order, action, "warehouse", "warehouse")
+    query_s = "SELECT round(extract(epoch FROM timer_at - now())) FROM orders WHERE order_id = $1"
+    assert await ledger.fetchval(query_s, UUID(first)) == 15 * 86_400
+    worker = ExpiryWorker(ledger, range(SHARDS))
+    assert await worker.step() == 0
+    await window_over(ledger)
+    await orders.act(first, "receive", "buyer", "channel:app")
+    both = ExpiryWorker(ledger, range(SHARDS))
+    await asyncio.gather(worker.step(), both.step())
+    assert worker.received + both.received == ORDERS - 1
+    assert await states(ledger) == {"received": ORDERS}
+    events = await ledger.fetch("SELECT actor, reason FROM order_events WHERE action = 'receive_by_time'")
+    assert [tuple(r) for r in events] == [("system", "receipt_not_confirmed")] * (ORDERS - 1)
+    assert await ledger.fetchval(query_s, UUID(others[0])) == 3_600
+    await orders.act(others[0], "return", "buyer", "channel:app")
+    assert await ledger.fetchval(query_s, UUID(others[0])) is None  # time does not move it on
+    await window_over(ledger, [first])
+    assert await worker.step() == 1
+    assert await ledger.fetchval(query_s, UUID(first)) is None
 
 
 async def request(refunds: RefundDesk, order: bytes) -> str:
@@ -120,7 +148,7 @@ async def test_order_is_completed_when_its_window_is_over_and_not_before(
 
 async def test_window_is_the_campaigns_and_begins_with_the_receipt(sale: Sale, ledger: Pool) -> None:
     waits = await ledger.fetch(
-        "SELECT extract(epoch FROM complete_at - e.at)::float8 AS s FROM orders JOIN order_events e "
+        "SELECT extract(epoch FROM timer_at - e.at)::float8 AS s FROM orders JOIN order_events e "
         "USING (shard, order_id) WHERE e.action = 'receive'"
     )
     assert len(waits) == ORDERS
@@ -174,23 +202,23 @@ async def test_orders_under_review_do_not_hold_up_those_behind_them(
 
 
 async def test_completion_uses_the_index_of_what_is_due_and_the_key_of_refunds(filled: Pool) -> None:
-    await filled.execute("UPDATE orders SET state = 'received', complete_at = now() WHERE seq % 8 < 4")
+    await filled.execute("UPDATE orders SET state = 'received', timer_at = now() WHERE seq % 8 < 4")
     await filled.execute(
         "INSERT INTO refunds (shard, order_id, refund_no, amount, currency, state) "
         "SELECT shard, order_id, 'req_1', 1, 'CNY', 'requested' FROM orders WHERE seq % 3 = 0"
     )
     await filled.execute("VACUUM ANALYZE orders, refunds")
     nodes = await plan(filled, "complete_orders", 3, BATCH, *PARAMS)
-    assert {"orders_complete", "refunds_pkey"} <= indexes(nodes)
+    assert {"orders_timer", "refunds_pkey"} <= indexes(nodes)
     assert whole_scans(nodes) == []
     nodes = await plan(filled, "due_shards", list(range(SHARDS)))
-    assert {"orders_due", "orders_complete", "refunds_pkey"} <= indexes(nodes)
+    assert {"orders_due", "orders_timer", "refunds_pkey"} <= indexes(nodes)
     assert whole_scans(nodes) == []
 
 
 async def test_move_of_a_batch_finds_its_orders_by_key(filled: Pool) -> None:
     """All orders of the table are due: a planner who joins them reads all of them for each batch."""
-    await filled.execute("UPDATE orders SET state = 'received', complete_at = now() WHERE seq % 16 < 8")
+    await filled.execute("UPDATE orders SET state = 'received', timer_at = now() WHERE seq % 16 < 8")
     await filled.execute("VACUUM ANALYZE orders")
     for name in ("expire_orders", "complete_orders"):
         nodes = await plan(filled, name, 3, BATCH, *PARAMS)
@@ -208,7 +236,7 @@ async def completed_across_a_request(dsn: str, ledger: Pool, refunds: RefundDesk
     """What the statement completes when a refund is asked for after it has begun and before it locks the order."""
     await window_over(ledger, [order])
     await ledger.execute(PAUSE)
-    pausing = text.replace("o.complete_at <= now()", "o.complete_at <= now() AND pause()")
+    pausing = text.replace("o.timer_at <= now()", "o.timer_at <= now() AND pause()")
     assert pausing.count("pause()") == 1
     admin, other = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
     try:

@@ -1,12 +1,12 @@
--- 0005 pre: orders are completed by time; what the reconcile worker mends and finds; dead orders given up stay on record.
+-- 0005 pre: orders are received and completed by time; what the reconcile worker mends and finds; dead orders given up stay on record.
 -- Lock  ACCESS EXCLUSIVE on orders and dead_letters for an instant each; SHARE on orders while the (empty) index is built.
--- Undo  DROP TABLE alerts, repairs; ALTER TABLE dead_letters DROP COLUMN dropped_at; DROP INDEX orders_complete;
---       ALTER TABLE orders DROP COLUMN complete_at;
+-- Undo  DROP TABLE alerts, repairs; ALTER TABLE dead_letters DROP COLUMN dropped_at; DROP INDEX orders_timer;
+--       ALTER TABLE orders DROP COLUMN timer_at;
 SET LOCAL lock_timeout = '5s';
 
-ALTER TABLE orders ADD COLUMN complete_at timestamptz;
+ALTER TABLE orders ADD COLUMN timer_at timestamptz;
 
-CREATE INDEX orders_complete ON orders (shard, complete_at) WHERE state = 'received';
+CREATE INDEX orders_timer ON orders (shard, state, timer_at) WHERE timer_at IS NOT NULL;
 
 CREATE TABLE repairs (
     shard    smallint    NOT NULL,

@@ -8,18 +8,18 @@
 -- Params     $1 shard  $2 most orders, 1 to 1,000  $3 to_state  $4 action  $5 actor  $6 reason  $7 topics text[]
 -- Returns    how many were completed, and how late the latest of them was in seconds.
 WITH due AS (
-    SELECT o.order_id, o.version FROM orders o
-    WHERE o.shard = $1 AND o.state = 'received' AND o.complete_at <= now()
+    SELECT o.order_id, o.version, o.timer_at FROM orders o
+    WHERE o.shard = $1 AND o.state = 'received' AND o.timer_at <= now()
           AND NOT EXISTS (SELECT FROM refunds r
                           WHERE r.shard = $1 AND r.order_id = o.order_id AND r.state = 'requested'
                           OFFSET 0) -- by key, order after order: a join with all reviews of the shard would be slow
-    ORDER BY o.complete_at LIMIT $2 FOR UPDATE OF o SKIP LOCKED
+    ORDER BY o.timer_at LIMIT $2 FOR UPDATE OF o SKIP LOCKED
 ), moved AS (
-    UPDATE orders o SET state = $3, version = o.version + 1
+    UPDATE orders o SET state = $3, version = o.version + 1, timer_at = NULL
     FROM due d
     WHERE o.shard = $1 AND o.order_id = ANY (ARRAY(SELECT order_id FROM due)) -- by key, whatever the planner believes
           AND o.order_id = d.order_id AND o.version = d.version AND o.state = 'received'
-    RETURNING o.order_id, o.version, o.complete_at
+    RETURNING o.order_id, o.version, d.timer_at
 ), events AS (
     INSERT INTO order_events (shard, order_id, version, at, action, from_state, to_state, actor, reason)
     SELECT $1, order_id, version, clock_timestamp(), $4, 'received', $3, $5, $6 FROM moved
@@ -28,5 +28,5 @@ WITH due AS (
     SELECT $1, m.order_id, m.version, t.topic, clock_timestamp()
     FROM moved m CROSS JOIN unnest($7::text[]) AS t (topic)
 )
-SELECT count(*) AS moved, coalesce(extract(epoch FROM clock_timestamp() - min(complete_at)), 0)::float8 AS late_s
+SELECT count(*) AS moved, coalesce(extract(epoch FROM clock_timestamp() - min(timer_at)), 0)::float8 AS late_s
 FROM moved;

@@ -2,7 +2,8 @@
 --
 -- Guarantee  G17: of two moves out of the same state one happens; event and messages are written with it.
 -- Params     $1 shard  $2 order_ids uuid[], 1 to 1,000  $3 from_state  $4 to_state  $5 action  $6 actor  $7 reason
---            $8 topics text[]: the messages of the step  $9 complete_in_s: NULL = no time is set
+--            $8 topics text[]: the messages of the step  $9 timer_s: after so long time moves them on
+--            from the new state; NULL = it does not
 -- Returns    order_id, version of each order moved by THIS call.
 WITH wanted AS (
     SELECT order_id FROM orders
@@ -10,7 +11,8 @@ WITH wanted AS (
     ORDER BY order_id FOR UPDATE
 ), moved AS (
     UPDATE orders o SET state = $4, version = o.version + 1,
-        complete_at = coalesce(clock_timestamp() + make_interval(secs => $9::integer), o.complete_at)
+        timer_at = CASE WHEN $9::integer IS NOT NULL THEN clock_timestamp() + make_interval(secs => $9::integer)
+                        WHEN $3 = $4 THEN o.timer_at END
     FROM wanted w
     WHERE o.shard = $1 AND o.order_id = w.order_id AND o.state = $3
     RETURNING o.order_id, o.version
