@@ -41,8 +41,9 @@ def parser() -> argparse.ArgumentParser:
     part.add_argument(
         "kind",
         choices=list(workers.process.KINDS),
-        help="ledger: drains the intake into the ledger; expiry: ends orders that were not paid in time; "
-        "relay: carries messages from the outbox to the store and to partners",
+        help="ledger: drains the intake into the ledger; expiry: what time brings about (orders not paid, receipts not "
+        "confirmed, after-sales windows); relay: carries messages from the outbox to the store and to partners; "
+        "reconcile: audits all the time, mends, raises alerts",
     )
     part = parts.add_parser("migrate", help="bring the ledger's schema to where this program wants it")
     campaign_commands.add_data_dir(part)
