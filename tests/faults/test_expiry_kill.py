@@ -1,12 +1,8 @@
 """Expiry workers as real processes, killed at each gap of a batch: every order ends once, with its messages once."""
 
-import asyncio
 import contextlib
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import asyncpg
@@ -19,6 +15,7 @@ from core.flows.table import Step
 from core.ledger.pool import Pool
 from core.settings import Settings
 from lua.connection import SharedConnection
+from tests.faults.support import Process, Spawn, die
 from tests.ledger.relay_support import balanced, ids
 from tests.ledger.support import Sale, drain, make_worker, waiting_for_lock
 from tests.ledger.test_lifecycle import overdue, paid
@@ -26,7 +23,6 @@ from tests.support import SHARDS, eventually
 from workers.expiry import completion_step, expiry_step
 
 ORDERS = 10
-Process = asyncio.subprocess.Process
 Start = Callable[[], Awaitable[Process]]
 
 
@@ -38,24 +34,9 @@ class Due(NamedTuple):
 
 
 @pytest.fixture
-async def start(tmp_path: Path, settings: Settings) -> AsyncIterator[Start]:
-    """Starts expiry workers; what is left of them at the end is killed."""
-    children: list[Process] = []
-    env = {"PATH": os.environ["PATH"], **settings.with_values(ledger_timeout_s=60.0).to_env()}
-
-    async def one() -> Process:
-        with (tmp_path / f"expiry-{len(children)}.log").open("wb") as log:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "ops.cli", "worker", "expiry", env=env, stdout=log, stderr=log
-            )
-        children.append(child)
-        return child
-
-    yield one
-    for child in children:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
+def start(spawn: Spawn, settings: Settings) -> Start:
+    """Starts expiry workers."""
+    return lambda: spawn("expiry", settings.with_values(ledger_timeout_s=60.0))
 
 
 @pytest.fixture(params=[expiry_step(), completion_step()], ids=lambda step: step.action)
@@ -75,11 +56,6 @@ async def due(
         for action in ("pick", "ship", "receive"):
             await orders.act(order, action, "warehouse", "warehouse")
     return Due(found, step)
-
-
-async def die(child: Process) -> None:
-    child.kill()
-    assert await child.wait() == -signal.SIGKILL
 
 
 @contextlib.asynccontextmanager

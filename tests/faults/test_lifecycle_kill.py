@@ -1,14 +1,9 @@
 """Orders on their way while workers die by SIGKILL: the relay at each gap of a message for the store, the ledger worker
 while its orders go on without it. Afterwards another one does the rest, and every invariant holds."""
 
-import asyncio
 import contextlib
-import os
-import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import asyncpg
 import pytest
@@ -21,6 +16,7 @@ from core.settings import Settings
 from lua.connection import SharedConnection
 from lua.scripts import Scripts
 from tests.conftest import Services
+from tests.faults.support import Process, Spawn, die, stop
 from tests.ledger.invariants import invariants
 from tests.ledger.support import Sale, drain, drained, intake, make_worker, table_locked, waiting_for_lock
 from tests.ledger.test_lifecycle import ids, overdue, paid, relay, stock
@@ -32,30 +28,14 @@ STOCK = 15
 NONE_WAIT = "SELECT count(*) = 0 FROM outbox WHERE topic IN ('settle', 'release', 'restock')"
 TOLD = """
     SELECT order_id, version, topic FROM outbox UNION ALL SELECT order_id, version, topic FROM deliveries"""
-Process = asyncio.subprocess.Process
 Start = Callable[[str], Awaitable[Process]]
 
 
 @pytest.fixture
-async def start(tmp_path: Path, settings: Settings) -> AsyncIterator[Start]:
-    """Starts workers of a kind; what is left of them at the end is killed."""
-    children: list[Process] = []
+def start(spawn: Spawn, settings: Settings) -> Start:
+    """Starts workers of a kind."""
     own = settings.with_values(ledger_timeout_s=60.0, store_timeout_s=30.0, claim_idle_ms=300)
-
-    async def one(kind: str) -> Process:
-        with (tmp_path / f"{kind}-{len(children)}.log").open("wb") as log:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "ops.cli", "worker", kind,
-                env={"PATH": os.environ["PATH"], **own.to_env()}, stdout=log, stderr=log,
-            )  # fmt: skip
-        children.append(child)
-        return child
-
-    yield one
-    for child in children:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
+    return lambda kind: spawn(kind, own)
 
 
 @pytest.fixture
@@ -64,16 +44,6 @@ async def sale(desk: CampaignDesk, store: SharedConnection) -> Sale:
     found = await Sale.open(desk, {"red": STOCK}, limits={"buyer": 1})
     await found.accept(store, ORDERS, ("red", 1))
     return found
-
-
-async def die(child: Process) -> None:
-    child.kill()
-    assert await child.wait() == -signal.SIGKILL
-
-
-async def stop(child: Process) -> None:
-    child.terminate()
-    assert await child.wait() == 0
 
 
 async def ready(topic: str, ledger: Pool, services: Services) -> tuple[int, int, int]:

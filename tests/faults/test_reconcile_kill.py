@@ -1,11 +1,6 @@
 """Reconcile workers as real processes, killed at each gap of a repair: another one finishes it, once."""
 
-import asyncio
-import os
-import signal
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -15,35 +10,20 @@ from core.ledger.pool import Pool
 from core.settings import Settings
 from lua.connection import SharedConnection
 from lua.scripts import Scripts
+from tests.faults.support import Process, Spawn, die
 from tests.ledger.reconcile_support import cancel, entry_lost, relay, repairs, stock
 from tests.ledger.relay_support import balanced, ids
 from tests.ledger.support import Sale, drain, intake, make_worker, table_locked, waiting_for_lock
 from tests.support import eventually, tell
 
-Process = asyncio.subprocess.Process
 Start = Callable[[], Awaitable[Process]]
 
 
 @pytest.fixture
-async def start(tmp_path: Path, settings: Settings) -> AsyncIterator[Start]:
-    """Starts reconcile workers; what is left of them at the end is killed."""
-    children: list[Process] = []
+def start(spawn: Spawn, settings: Settings) -> Start:
+    """Starts reconcile workers."""
     own = settings.with_values(reconcile_every_s=0.05, ledger_timeout_s=60.0, store_timeout_s=60.0)
-
-    async def one() -> Process:
-        with (tmp_path / f"reconcile-{len(children)}.log").open("wb") as log:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "ops.cli", "worker", "reconcile",
-                env={"PATH": os.environ["PATH"], **own.to_env()}, stdout=log, stderr=log,
-            )  # fmt: skip
-        children.append(child)
-        return child
-
-    yield one
-    for child in children:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
+    return lambda: spawn("reconcile", own)
 
 
 @pytest.fixture
@@ -57,11 +37,6 @@ async def sale(desk: CampaignDesk, settings: Settings, store: SharedConnection, 
     await found.accept(store, 3)
     await entry_lost(store, found.parts[0].keys)
     return found
-
-
-async def die(child: Process) -> None:
-    child.kill()
-    assert await child.wait() == -signal.SIGKILL
 
 
 async def journalled(ledger: Pool) -> list[str]:

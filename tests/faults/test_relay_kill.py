@@ -1,11 +1,6 @@
 """Relays as real processes, killed at each gap of a delivery: every message has its effect, none has it twice."""
 
-import asyncio
-import os
-import signal
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -15,35 +10,20 @@ from core.ledger.pool import Pool
 from core.settings import Settings
 from loadtest.partners_options import Conduct
 from lua.connection import SharedConnection
+from tests.faults.support import Process, Spawn, die
 from tests.ledger.relay_support import SECRET, Shop, balanced, emptied, ids, shop
 from tests.ledger.support import Sale, drain, make_worker, table_locked, waiting_for_lock
 from tests.support import eventually
 
 ORDERS = 10
-Process = asyncio.subprocess.Process
 Start = Callable[[str], Awaitable[Process]]
 
 
 @pytest.fixture
-async def start(tmp_path: Path, settings: Settings) -> AsyncIterator[Start]:
-    """Starts relays that send to this URL; what is left of them at the end is killed."""
-    children: list[Process] = []
-
-    async def one(url: str) -> Process:
-        own = settings.with_values(partners_url=url, partner_secrets=(SECRET,), ledger_timeout_s=60.0)
-        with (tmp_path / f"relay-{len(children)}.log").open("wb") as log:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "ops.cli", "worker", "relay",
-                env={"PATH": os.environ["PATH"], **own.to_env()}, stdout=log, stderr=log,
-            )  # fmt: skip
-        children.append(child)
-        return child
-
-    yield one
-    for child in children:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
+def start(spawn: Spawn, settings: Settings) -> Start:
+    """Starts relays that send to this URL."""
+    own = settings.with_values(partner_secrets=(SECRET,), ledger_timeout_s=60.0)
+    return lambda url: spawn("relay", own.with_values(partners_url=url))
 
 
 @pytest.fixture
@@ -53,11 +33,6 @@ async def sale(desk: CampaignDesk, settings: Settings, store: SharedConnection, 
     await found.accept(store, ORDERS)
     await drain(store, make_worker(settings, ledger))
     return found
-
-
-async def die(child: Process) -> None:
-    child.kill()
-    assert await child.wait() == -signal.SIGKILL
 
 
 async def all_received(partners: Shop) -> None:

@@ -1,10 +1,7 @@
 """Ledger workers as real processes: killed, stopped, frozen, started too early. No order is lost or written twice."""
 
-import asyncio
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
@@ -15,6 +12,7 @@ from core.desk.campaigns import CampaignDesk
 from core.ledger.pool import Pool
 from core.settings import Settings
 from lua.connection import SharedConnection
+from tests.faults.support import Process, Spawn, die, stop
 from tests.ledger.support import (
     Sale,
     add_orders,
@@ -30,45 +28,19 @@ from tests.ledger.support import (
 from tests.support import eventually
 
 ORDERS = 12
-Process = asyncio.subprocess.Process
 Start = Callable[[Settings], Awaitable[Process]]
 
 
 @pytest.fixture
-async def start(tmp_path: Path) -> AsyncIterator[Start]:
-    """Starts ledger workers; what is left of them at the end is killed."""
-    children: list[Process] = []
-
-    async def one(settings: Settings) -> Process:
-        with (tmp_path / f"worker-{len(children)}.log").open("wb") as log:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "ops.cli", "worker", "ledger",
-                env={"PATH": os.environ["PATH"], **settings.to_env()}, stdout=log, stderr=log,
-            )  # fmt: skip
-        children.append(child)
-        return child
-
-    yield one
-    for child in children:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
+def start(spawn: Spawn) -> Start:
+    """Starts ledger workers."""
+    return lambda settings: spawn("ledger", settings)
 
 
 @pytest.fixture
 def hasty(settings: Settings) -> Settings:
     """Workers that claim soon, and wait long for a lock."""
     return settings.with_values(claim_idle_ms=300, ledger_timeout_s=60.0, store_timeout_s=30.0)
-
-
-async def die(child: Process) -> None:
-    child.kill()
-    assert await child.wait() == -signal.SIGKILL
-
-
-async def stop(child: Process) -> None:
-    child.terminate()
-    assert await child.wait() == 0
 
 
 async def sold(desk: CampaignDesk, store: SharedConnection) -> Sale:
@@ -200,7 +172,7 @@ async def test_worker_started_while_the_ledger_is_away_works_when_it_comes(
     async with spare_ledger() as own:
         await own.stop()
         only = await start(hasty.with_values(ledger_dsn=own.dsn))
-        log = tmp_path / "worker-0.log"
+        log = tmp_path / "ledger-0.log"
 
         async def says_so() -> bool:
             assert only.returncode is None
