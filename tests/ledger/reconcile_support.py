@@ -1,8 +1,5 @@
 """What the tests of the reconcile worker build their cases from: workers, the relay, losses, what is on record."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,18 +26,6 @@ def reconciler(settings: Settings, ledger: Pool, every_s: float = 0.01) -> Recon
     """A worker that is not running yet, with a store connection of its own."""
     store = SharedConnection(settings.store_url, "fsync", 2.0, "reconcile")
     return ReconcileWorker(store, ledger, SHARDS, LEASE_MS, every_s)
-
-
-@contextlib.asynccontextmanager
-async def reconciling(*workers: ReconcileWorker) -> AsyncIterator[None]:
-    """The workers run; at the end they have stopped gracefully, and what one of them died of is raised."""
-    tasks = [asyncio.create_task(w.run()) for w in workers]
-    try:
-        yield
-    finally:
-        for worker in workers:
-            worker.stop()
-        await asyncio.gather(*tasks)
 
 
 async def round_of(settings: Settings, ledger: Pool) -> ReconcileWorker:

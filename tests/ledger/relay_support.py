@@ -85,18 +85,6 @@ def relay_of(ledger: Pool, store_url: str, url: str = "", **options: Any) -> Rel
     return RelayWorker(ledger, connection, range(SHARDS), partners if url else None)
 
 
-@contextlib.asynccontextmanager
-async def working(*workers: RelayWorker) -> AsyncIterator[None]:
-    """The relays run; at the end they have stopped gracefully, and what one of them died of is raised."""
-    tasks = [asyncio.create_task(w.run()) for w in workers]
-    try:
-        yield
-    finally:
-        for worker in workers:
-            worker.stop()
-        await asyncio.gather(*tasks)
-
-
 async def waiting(ledger: Pool, topics: str = HTTP_TOPICS) -> int:
     """Messages in the outbox."""
     return int(await ledger.fetchval(f"SELECT count(*) FROM outbox WHERE topic IN {topics}"))  # noqa: S608 - ours

@@ -22,6 +22,7 @@ from ops.embedded_ledger import EmbeddedLedger
 from tests.support import SHARDS, StoreSale, eventually, fresh, spec
 from workers.entries import OrderRow
 from workers.ledger import GROUP, LedgerWorker
+from workers.process import Worker
 from workers.writer import LedgerWriter
 
 TABLES = ("orders", "order_items", "order_events", "outbox", "dead_letters")
@@ -150,7 +151,7 @@ def make_worker(
 
 
 @contextlib.asynccontextmanager
-async def running(*workers: LedgerWorker) -> AsyncIterator[None]:
+async def running(*workers: Worker) -> AsyncIterator[None]:
     """The workers run; at the end they have stopped gracefully, and what one of them died of is raised."""
     tasks = [asyncio.create_task(w.run()) for w in workers]
     try:

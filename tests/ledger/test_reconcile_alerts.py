@@ -16,12 +16,11 @@ from tests.ledger.reconcile_support import (
     entry_lost,
     open_alerts,
     reconciler,
-    reconciling,
     repairs,
     round_of,
 )
 from tests.ledger.relay_support import balanced
-from tests.ledger.support import Sale, drain, make_worker, table_locked
+from tests.ledger.support import Sale, drain, make_worker, running, table_locked
 from tests.support import contents, eventually, fresh, tell
 from workers.reconcile import OLD, ReconcileWorker, Seen
 
@@ -63,7 +62,7 @@ async def test_oversold_campaign_is_closed_and_alerted_once_until_it_is_over(
     else:  # allocated are 10, 12 are taken: what is left is below 0, and to be left so
         await store.exchange([("HINCRBY", keys.stock, name, -15) for name in ("red", "a:red")])
     worker = reconciler(settings, ledger)
-    async with reconciling(worker):
+    async with running(worker):
         await rounds(worker, 3)
         assert (await desk.show(sale.campaign)).state == "closed"
         [outcome] = await sale.buy(store, ["late"])
@@ -148,7 +147,7 @@ async def test_worker_outlives_a_store_that_lost_a_campaign(
 ) -> None:
     keys = sale.parts[0].keys
     worker = reconciler(settings, ledger)
-    async with reconciling(worker):
+    async with running(worker):
         await rounds(worker, 0)
         await (store.exchange([("FLUSHALL",)]) if loss == "all" else store.exchange([("HDEL", keys.meta, "epoch")]))
         await rounds(worker, 2)
@@ -184,7 +183,7 @@ async def test_worker_waits_while_the_ledger_is_away_and_goes_on_by_itself(
     caplog.set_level(logging.INFO)
     impatient = await open_pool(dsn, "reconcile", 0.1, size=1)
     worker = reconciler(settings, impatient)
-    async with reconciling(worker):
+    async with running(worker):
         await rounds(worker, 0)
         async with table_locked(dsn, "campaigns"):
             seen = worker.rounds

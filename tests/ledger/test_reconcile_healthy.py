@@ -16,13 +16,12 @@ from tests.ledger.reconcile_support import (
     open_alerts,
     pay,
     reconciler,
-    reconciling,
     relay,
     repairs,
     round_of,
 )
 from tests.ledger.relay_support import balanced, ids
-from tests.ledger.support import Sale, drain, intake, make_worker
+from tests.ledger.support import Sale, drain, intake, make_worker, running
 from tests.support import SHARDS, contents, eventually, tell
 from workers.mender import Mender
 from workers.orphans import Orphans
@@ -163,7 +162,7 @@ async def test_worker_that_runs_through_a_sale_mends_nothing_and_alerts_nobody(
     sale = await Sale.open(desk, {"red": 400}, spread=2)
     workers = [reconciler(settings, ledger, every_s=0.001) for _ in range(2)]
     drainer = make_worker(settings, ledger)
-    async with reconciling(*workers):
+    async with running(*workers):
         done: set[bytes] = set()
         for n in range(8):
             await sale.accept(store, 20)

@@ -24,10 +24,9 @@ from tests.ledger.relay_support import (
     relay_of,
     shop,
     waiting,
-    working,
     write,
 )
-from tests.ledger.support import Sale, drain, make_worker
+from tests.ledger.support import Sale, drain, make_worker, running
 from tests.ledger.test_lifecycle import paid
 from tests.support import SHARDS, eventually
 from workers.breaker import Breaker
@@ -72,7 +71,7 @@ async def test_every_topic_reaches_its_partner_once_with_its_own_id(
         await write(ledger, order, topic)
     await refund(ledger, order)
     async with shop() as partners:
-        async with working(relay_of(ledger, services.store_url, partners.url)):
+        async with running(relay_of(ledger, services.store_url, partners.url)):
             await emptied(ledger)
         done = {(e.partner, e.effect, e.message_id) for e in partners.effects(order)}
         assert done == {(p, t, f"msg_{order.hex()}_1_{t}") for t, p in PARTNER_OF.items()}
@@ -90,7 +89,7 @@ async def test_message_says_what_its_topic_needs(sale: Sale, ledger: Pool, servi
     for topic in ("payment", "refund"):
         await write(ledger, order, topic)
     await refund(ledger, order)
-    async with shop() as partners, working(relay_of(ledger, services.store_url, partners.url)):
+    async with shop() as partners, running(relay_of(ledger, services.store_url, partners.url)):
         await emptied(ledger)
     said = {one["topic"]: one for one in partners.said}
     buyer = await ledger.fetchval("SELECT buyer_id FROM orders WHERE order_id = $1", UUID(order))
@@ -128,7 +127,7 @@ async def test_failing_partner_does_each_work_once_and_none_is_missing(
 ) -> None:
     async with shop(payment=conduct) as partners:
         workers = [relay_of(ledger, services.store_url, partners.url, last_attempt=1_000) for _ in range(2)]
-        async with working(*workers):
+        async with running(*workers):
             await emptied(ledger)
         for order in await ids(ledger):
             assert [e.effect for e in partners.effects(order)] == ["payment"]
@@ -152,7 +151,7 @@ async def test_partner_that_is_away_costs_probes_only_and_all_is_delivered_when_
         assert worker.partners
         breaker = worker.partners.destinations["payment"].breaker
         tally = partners.server.tallies["payment"]
-        async with working(worker):
+        async with running(worker):
 
             async def refused() -> bool:
                 return breaker.is_open and tally.away >= 15
@@ -171,7 +170,7 @@ async def test_nobody_at_the_address_is_a_failure_and_the_message_stays(
     sale: Sale, ledger: Pool, services: Services
 ) -> None:
     worker = relay_of(ledger, services.store_url, "http://127.0.0.1:9", longest_s=60.0)
-    async with working(worker):
+    async with running(worker):
         error = "SELECT count(*) FROM outbox WHERE error LIKE 'no connection%' AND due_at > now()"
         await eventually(lambda: ledger.fetchval(error))
     assert await waiting(ledger) == ORDERS
@@ -185,7 +184,7 @@ async def test_message_is_dead_after_its_last_attempt_and_a_replay_delivers_it(
     await write(ledger, order, "warehouse")
     async with shop(warehouse=Conduct(failure=1)) as partners:
         worker = relay_of(ledger, services.store_url, partners.url, last_attempt=3, breaker=patient)
-        async with working(worker):
+        async with running(worker):
             await emptied(ledger)
             [(topic, attempts, reason)] = await deaths(ledger)
             assert (topic, attempts) == ("warehouse", 3)
@@ -204,7 +203,7 @@ async def test_partner_that_refuses_a_message_kills_it_at_once(sale: Sale, ledge
     """A secret that the partner does not know: 401."""
     async with shop() as partners:
         partners.server._signers["payment"]._keys = [b"another" * 8]
-        async with working(relay_of(ledger, services.store_url, partners.url, breaker=patient)):
+        async with running(relay_of(ledger, services.store_url, partners.url, breaker=patient)):
             await emptied(ledger)
     found = await deaths(ledger)
     assert len(found) == ORDERS
@@ -218,7 +217,7 @@ async def test_refund_that_is_not_on_record_is_told_and_sent_when_it_is(
     order = (await ids(ledger))[0]
     await ledger.execute("DELETE FROM outbox")
     await write(ledger, order, "refund")
-    async with shop() as partners, working(relay_of(ledger, services.store_url, partners.url)):
+    async with shop() as partners, running(relay_of(ledger, services.store_url, partners.url)):
         await eventually(lambda: ledger.fetchval("SELECT count(*) FROM outbox WHERE error LIKE '%ref_1%'"))
         await refund(ledger, order)
         await ledger.execute("UPDATE outbox SET due_at = now()")
@@ -232,7 +231,7 @@ async def test_nothing_in_the_ledger_is_held_while_a_partner_works(
     """All deliveries are under way: no transaction is open, no connection is taken, and another writer gets through."""
     async with shop(payment=Conduct(latency_ms=600_000)) as partners:
         worker = relay_of(ledger, services.store_url, partners.url, concurrency=ORDERS, exchange_s=1.0)
-        async with working(worker):
+        async with running(worker):
 
             async def all_there() -> bool:
                 return partners.received("payment") >= ORDERS
@@ -255,7 +254,7 @@ async def test_relay_that_stops_finishes_what_is_under_way_and_gives_the_rest_ba
 ) -> None:
     async with shop(payment=Conduct(latency_ms=20)) as partners:
         worker = relay_of(ledger, services.store_url, partners.url, concurrency=2)
-        async with working(worker):
+        async with running(worker):
 
             async def begun() -> bool:
                 return partners.received("payment") >= 2
