@@ -111,16 +111,17 @@ class Conflicting(Invalid):
 
 
 class NotAllowed(Fault):
-    """The flow has no such move from the order's present state for this actor; `allowed` is what it has.
+    """The flow has no such move from the present state for this actor; `allowed` is what it has.
 
-    `hint`: how to go about it instead.
+    `noun`: what is in that state, with its article. `hint`: how to go about it instead; then the action is allowed, by
+    another call, and the detail is that alone.
     """
 
     status = 409
     code = "not_allowed"
 
-    def __init__(self, state: str, action: str, allowed: list[str], hint: str = "") -> None:
-        why = hint or f"an order that is {state} cannot {action}"
-        super().__init__(f"{why}; allowed now: {', '.join(allowed) or 'nothing'}")
+    def __init__(self, state: str, action: str, allowed: list[str], hint: str = "", noun: str = "an order") -> None:
+        now = ", ".join(allowed) or "nothing"
+        super().__init__(hint or f"`{action}` is not possible for {noun} that is {state}; allowed now: {now}")
         self.state = state
         self.allowed = allowed

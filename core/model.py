@@ -5,7 +5,7 @@ Quantities are units for sale; money is in minor units of the campaign's currenc
 
 import re
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct
@@ -23,13 +23,32 @@ MAX_TIMER_S = 90 * 86_400
 # Visible ASCII: what a channel's own ids are made of; nothing that a log, a header or a key could stumble over.
 Visible = r"^[\x21-\x7e]*\Z"
 NAME = r"^[a-z0-9][a-z0-9_-]*\Z"
+SKU = r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z"
 # No control characters: text for people in any script.
 Printable = r"^[^\x00-\x1f\x7f]*\Z"
+IP = r"^[0-9A-Fa-f:.]*\Z"
+PHONE = r"^[0-9+() .-]*\Z"
+COUNTRY = r"^[A-Z]{2}\Z"
+CURRENCY = r"^[A-Z]{3}\Z"
+ACTION = r"^[a-z_]*\Z"
+
+# What a caller reads instead of the pattern.
+WORDS = {
+    Visible: "visible ASCII characters without blanks",
+    NAME: "a-z, 0-9, _ and -, the first one a letter or a digit",
+    SKU: "A-Z, a-z, 0-9, ., _ and -, the first one a letter or a digit",
+    Printable: "printable text without line breaks and control characters",
+    IP: "an IPv4 or IPv6 address",
+    PHONE: "digits, blanks and + ( ) . -",
+    COUNTRY: "a country's two capital letters (ISO 3166), such as CN",
+    CURRENCY: "a currency's three capital letters (ISO 4217), such as CNY",
+    ACTION: "a-z and _",
+}
 
 BuyerId = Annotated[str, Meta(min_length=1, max_length=64, pattern=Visible)]
 DeviceId = Annotated[str, Meta(min_length=1, max_length=128, pattern=Visible)]
-ClientIp = Annotated[str, Meta(min_length=2, max_length=45, pattern=r"^[0-9A-Fa-f:.]*\Z")]
-SkuName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+ClientIp = Annotated[str, Meta(min_length=2, max_length=45, pattern=IP)]
+SkuName = Annotated[str, Meta(min_length=1, max_length=64, pattern=SKU)]
 ChannelName = Annotated[str, Meta(min_length=1, max_length=32, pattern=NAME)]
 CampaignName = Annotated[str, Meta(min_length=1, max_length=64, pattern=NAME)]
 RequestKey = Annotated[str, Meta(min_length=1, max_length=64, pattern=Visible)]
@@ -50,10 +69,10 @@ class ShipTo(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     """Where the goods go."""
 
     name: Annotated[str, Meta(min_length=1, max_length=100, pattern=Printable)]
-    phone: Annotated[str, Meta(min_length=3, max_length=32, pattern=r"^[0-9+() .-]*\Z")]
+    phone: Annotated[str, Meta(min_length=3, max_length=32, pattern=PHONE)]
     address: Annotated[str, Meta(min_length=1, max_length=300, pattern=Printable)]
     postcode: Annotated[str, Meta(max_length=16, pattern=Printable)] | None = None
-    country: Annotated[str, Meta(pattern=r"^[A-Z]{2}\Z")] | None = None
+    country: Annotated[str, Meta(pattern=COUNTRY)] | None = None
 
 
 class OrderRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,7 +126,7 @@ class CampaignSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     order_type: Literal["goods", "virtual", "reserve_at_payment"] = "goods"
     opens_at: When
     closes_at: When
-    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
+    currency: Annotated[str, Meta(pattern=CURRENCY)]
     pay_within_s: Annotated[int, Meta(ge=1, le=30 * 86_400)]
     # Of order types that ship. So long after it was shipped an order counts as received, whoever forgot to say so; so
     # long after the receipt it is completed.
@@ -138,7 +157,7 @@ class CampaignSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 class Restock(Struct, frozen=True, forbid_unknown_fields=True):
     """Body of `…/restock`: units to add, or to withdraw if negative, at most once per id."""
 
-    id: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+    id: Annotated[str, Meta(min_length=1, max_length=64, pattern=SKU)]
     sku: SkuName
     units: Annotated[int, Meta(ge=-MAX_UNITS, le=MAX_UNITS)]
 
@@ -152,7 +171,7 @@ class Payment(Struct, frozen=True, forbid_unknown_fields=True):
     payment_no: Annotated[str, Meta(min_length=1, max_length=64, pattern=Visible)]
     order_id: OrderId
     amount: Annotated[int, Meta(ge=0, le=MAX_AMOUNT)]
-    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
+    currency: Annotated[str, Meta(pattern=CURRENCY)]
     status: Literal["paid", "failed", "refunded"]
     paid_at: When
 
@@ -161,7 +180,7 @@ class PartnerReport(Struct, frozen=True, forbid_unknown_fields=True):
     """Body of `POST /v1/partners/{partner}/callback`: what a partner has done with an order."""
 
     order_id: OrderId
-    action: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z_]*\Z")]
+    action: Annotated[str, Meta(min_length=1, max_length=32, pattern=ACTION)]
     at: When
 
 
@@ -192,7 +211,10 @@ class RefundShare(Struct, frozen=True):
 
 
 class Refund(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A refund as it stands. `request_no`: what it was called until it was approved."""
+    """A refund as it stands.
+
+    `request_no`: what it was called until it was approved. `repeated`: it was asked for before, nothing was changed.
+    """
 
     refund_no: str
     state: str  # requested, approved, rejected, done
@@ -203,6 +225,7 @@ class Refund(Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_no: str | None = None
     lines: list[RefundShare] | None = None
     done_at: datetime | None = None
+    repeated: bool = False
 
 
 class OrderLine(Struct, frozen=True):
@@ -214,7 +237,8 @@ class OrderLine(Struct, frozen=True):
 
 
 class OrderView(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An order as it stands, from the store or from the ledger; both give the same for the same version.
+    """An order as it stands, from the store or from the ledger; both give the same for the same version, but for
+    `ship_to`: holds do not keep the address, so it is known from the ledger on, and left out before and in lists.
 
     `amount` is what is to be paid: what the lines cost, less `discount` (left out: none). Minor units.
     """
@@ -231,6 +255,7 @@ class OrderView(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pay_by: datetime
     version: int
     discount: int = 0
+    ship_to: ShipTo | None = None
 
 
 class OrderPage(Struct, frozen=True):
@@ -270,14 +295,33 @@ class AuditReport(Struct, frozen=True, kw_only=True):
 
 
 # msgspec gives a missing or unknown field in its words, and only the struct around it as the path.
-_NAMED = re.compile(r"(?:missing required|unknown) field `([^`]{1,64})`")
+_NAMED = re.compile(r"Object (?:missing required|contains unknown) field `([^`]{1,64})`")
+_BY_PATTERN = {f"Expected `str` matching regex {pattern!r}": f"must be {words}" for pattern, words in WORDS.items()}
+_NO_VALUE = "Invalid enum value "
+_SHOWN = 64  # characters of a wrong value that are shown
+# Of the fields with a fixed choice of values; a field name means the same choice everywhere.
+_CHOICES = {
+    field.name: get_args(field.type)
+    for kind in (CampaignSpec, Payment)
+    for field in msgspec.structs.fields(kind)
+    if get_origin(field.type) is Literal
+}
 
 
 def explain(exc: msgspec.ValidationError) -> tuple[str, str]:
-    """The field a validation error is about (empty for the body itself) and why, from msgspec's message."""
-    why, _, path = str(exc).partition(" - at `$")
-    field = path.rstrip("`").lstrip(".")
-    named = _NAMED.search(why)
-    if named:
+    """The field a validation error is about (empty for the body itself) and why, in words for the caller."""
+    # The path comes last; what is before it may quote the caller.
+    why, at, path = str(exc).rpartition(" - at `$")
+    why, field = (why, path.rstrip("`").lstrip(".")) if at else (path, "")
+    if named := _NAMED.match(why):
         field = f"{field}.{named[1]}".lstrip(".")
-    return field, why
+    elif why.startswith(_NO_VALUE) and (choices := _CHOICES.get(field.rpartition(".")[2])):
+        value = why.removeprefix(_NO_VALUE)
+        shown = value if len(value) <= _SHOWN else value[:_SHOWN] + "…"
+        why = f"{shown} is none of {', '.join(choices)}"
+    return field, _BY_PATTERN.get(why, why)
+
+
+def minor(amount: int, currency: str) -> str:
+    """An amount of money for people, so that nobody takes it for major units."""
+    return f"{amount} (minor units of {currency})"

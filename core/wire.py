@@ -60,6 +60,10 @@ class EntryInvalid(ValueError):
     """An intake entry that no worker of this version can read; goes to dead_letters with this reason."""
 
 
+class HoldInvalid(ValueError):
+    """A value of the `holds` hash that nobody can read."""
+
+
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
 decode_placed = msgspec.msgpack.Decoder(Placed).decode
@@ -93,11 +97,24 @@ def read_stamp(stamped: bytes) -> tuple[int, int]:
 
 
 def read_hold(stamped: bytes) -> tuple[Held, int, int]:
-    """The hold, accepted_ms and pay_by_ms of a value of the `holds` hash."""
+    """The hold, accepted_ms and pay_by_ms of a value of the `holds` hash. Raises HoldInvalid."""
+    _check_length(stamped)
     accepted_ms, pay_by_ms = read_stamp(stamped)
-    return decode_held(stamped[:-TAIL_BYTES]), accepted_ms, pay_by_ms
+    try:
+        return decode_held(stamped[:-TAIL_BYTES]), accepted_ms, pay_by_ms
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise HoldInvalid(str(exc)) from exc
 
 
 def has_units(stamped: bytes) -> bool:
-    """Whether a value of the `holds` hash has taken its units; False = it waits for its payment without any."""
+    """Whether a value of the `holds` hash has taken its units; False = it waits for its payment without any.
+
+    Raises: HoldInvalid.
+    """
+    _check_length(stamped)
     return not stamped[-TAIL_BYTES] & NO_UNITS
+
+
+def _check_length(stamped: bytes) -> None:
+    if len(stamped) <= TAIL_BYTES:
+        raise HoldInvalid(f"{len(stamped)} bytes, a hold has more than {TAIL_BYTES}")

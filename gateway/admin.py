@@ -11,11 +11,12 @@ from starlette.routing import Route
 from core.desk.audit import Auditor
 from core.desk.campaigns import Campaign, CampaignDesk
 from core.errors import Fault, Invalid
-from core.model import CampaignName, CampaignSpec, Restock
+from core.model import CampaignName, CampaignSpec, Restock, explain
 from gateway.access import Access
 from gateway.body import Gone, decode, read_body
 from gateway.catalogue import Catalogue
 from gateway.problems import Problem, fault, problem
+from gateway.replies import encode_json
 
 ADMIN_BODY = 1_048_576  # bytes
 
@@ -26,8 +27,8 @@ Action = Callable[[Request, str], Awaitable[Any]]
 
 
 def json_response(value: Any, status: int = 200) -> Response:
-    """A value as JSON."""
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+    """A value as JSON, its times as everywhere."""
+    return Response(encode_json(value), status, media_type="application/json")
 
 
 def problem_response(found: Problem, retry_after: int) -> Response:
@@ -45,7 +46,7 @@ def checked_name(text: str) -> str:
     try:
         return msgspec.convert(text, CampaignName)
     except msgspec.ValidationError as exc:
-        raise Invalid(str(exc), "campaign") from exc
+        raise Invalid(explain(exc)[1], "campaign") from exc
 
 
 class Admin:
@@ -76,8 +77,10 @@ class Admin:
         """All methods of a path in one route, so that a 405 names them all."""
 
         async def endpoint(request: Request) -> Response:
-            if not self._access.is_admin(request.headers.get("authorization", "").encode("latin-1")):
-                return problem_response(problem("unauthorized"), self._retry_after_s)
+            authorization = request.headers.get("authorization", "").encode("latin-1")
+            if not self._access.is_admin(authorization):
+                known = self._access.channel(authorization) is not None
+                return problem_response(problem("operators_only" if known else "unauthorized"), self._retry_after_s)
             action = actions.get(request.method) or actions["GET"]  # the router lets HEAD through where there is a GET
             try:
                 return json_response(await action(request, checked_name(request.path_params["campaign"])))

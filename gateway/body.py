@@ -55,6 +55,7 @@ def decode(decoder: Callable[[bytes], T], body: bytes) -> T:
         field, why = explain(exc)
         raise Invalid(why, field) from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise Malformed(str(exc) or "the body cannot be decoded") from exc
+        why = str(exc) or "the body cannot be decoded"
+        raise Malformed(why if body.strip() else "the body is missing") from exc
     except RecursionError as exc:
         raise Malformed("the body is nested too deeply") from exc

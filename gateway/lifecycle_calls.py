@@ -59,8 +59,10 @@ class Calls:
 
         async def endpoint(request: Request) -> Response:
             caller = self.caller(request)
-            if caller is None or (operator and caller.channel is not None):
+            if caller is None:
                 return self.refused("unauthorized")
+            if operator and caller.actor != "operator":
+                return self.refused("operators_only")
             action = actions.get(request.method) or actions["GET"]  # the router lets HEAD through where there is a GET
             order_id = parse(request.path_params["order_id"])
             if order_id is None:

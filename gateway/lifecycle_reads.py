@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -19,6 +19,7 @@ from gateway.admin import json_response
 from gateway.lifecycle_calls import ORDER, Action, Caller, Calls
 from gateway.lifecycle_watch import AWAY_S, Watcher
 from gateway.lookup import Lookup
+from gateway.replies import encode_json
 
 WAIT_S = 30.0  # longest long-poll
 BEAT_S = 10.0  # between two signs of life on a stream of events
@@ -82,13 +83,16 @@ class Reads:
         return view
 
     async def order(self, request: Request, order_id: bytes, caller: Caller) -> Any:
-        """An order as it stands; with `wait`, once it is beyond `version` (left out: beyond where it is now)."""
+        """An order as it stands; with `wait`, once it is beyond `version` (left out: beyond where it is now).
+
+        One that is at an end is answered at once: only what comes unasked may move it yet, and nobody waits for that.
+        """
         only(request, "wait", "version")
         wait_s = number(request, "wait", 0, WAIT_S, 0)
         version = request.query_params.get("version")
         known = None if version is None else whole(version, "version")
         view = await self._find(order_id, caller)
-        if wait_s and (known is None or view.version <= known):
+        if wait_s and view.state not in ENDS and (known is None or view.version <= known):
             known = view.version if known is None else known
             if await self._watcher.newer(order_id, known, wait_s) > known:
                 view = await self._find(order_id, caller)
@@ -100,9 +104,14 @@ class Reads:
         return {"order_id": request.path_params["order_id"], "steps": steps}
 
     async def events(self, request: Request, order_id: bytes, caller: Caller) -> Any:
-        """The moves of an order as they come, after the one that `Last-Event-ID` names; over when the order is."""
+        """The moves of an order as they come, after the one that `Last-Event-ID` names; over when the order is.
+
+        204 if it is over and has nothing new: any other answer brings a browser back each second, for ever.
+        """
         after = whole(request.headers.get("last-event-id", "0"), "Last-Event-ID")
         view = await self._find(order_id, caller)
+        if view.state in ENDS and view.version <= after:
+            return Response(status_code=204, headers={"cache-control": "no-store"})
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         if request.method == "HEAD":
             return Response(headers=headers, media_type="text/event-stream")
@@ -117,7 +126,7 @@ class Reads:
                 for event in await self._orders.events(order_id, after):
                     after, state = event.version, event.to_state
                     yield b"id: %d\nevent: %b\ndata: %b\n\n" % (
-                        after, event.action.encode(), msgspec.json.encode(event),
+                        after, event.action.encode(), encode_json(event),
                     )  # fmt: skip
                 if state in ENDS:
                     return
@@ -152,6 +161,7 @@ class Reads:
             limit = int(number(request, "limit", 1, MAX_PAGE, PAGE))
             ids, more = await self._listing.page(Filter(**asked), after, limit)
             views = await asyncio.gather(*(self._lookup.find(i) for i in ids))  # one query, by the look-up's doing
-            return json_response(OrderPage([v for v in views if v], None if more is None else text_of(more)))
+            listed = [replace(v, ship_to=None) for v in views if v]
+            return json_response(OrderPage(listed, None if more is None else text_of(more)))
         except Fault as exc:
             return self._calls.failed(exc)

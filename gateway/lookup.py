@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import asyncpg
+import msgspec
 from asyncpg.pgproto.pgproto import UUID
 from redis.exceptions import RedisError
 
@@ -12,7 +13,7 @@ from core.errors import Fault, LedgerUnavailable, Overloaded, StoreUnavailable
 from core.ids import campaign_tag, shard_of, tag_of, text_of
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
-from core.model import FIRST_STATE, OrderLine, OrderView
+from core.model import FIRST_STATE, OrderLine, OrderView, ShipTo
 from core.wire import read_hold
 from gateway.catalogue import Catalogue
 from lua.connection import SharedConnection
@@ -24,6 +25,8 @@ LEDGER_WAIT_S = 2.0  # an order of now is in the store too: nobody waits longer 
 AWAY_S = 1.0  # how long the ledger is not asked again after it did not answer
 NAMES_S = 1.0  # how long the list of campaigns is believed
 SCAN = 1_000
+
+decode_address = msgspec.json.Decoder(ShipTo).decode
 
 Answer = OrderView | None
 
@@ -144,6 +147,7 @@ class Lookup:
                 pay_by=row["pay_by"],
                 version=row["version"],
                 discount=_discount(lines[order_id], row["amount"]),
+                ship_to=decode_address(row["ship_to"]) if row["ship_to"] is not None else None,
             )
             for order_id, row in heads.items()
         }

@@ -114,7 +114,8 @@ def _batch() -> Json:
 
 def _admin(summary: str, result: str, body: str | None = None) -> Json:
     refusals = problems(
-        "unauthorized", "unknown_campaign", "invalid", "malformed", "too_large", "conflict", "campaign_lost",
+        "unauthorized", "operators_only", "unknown_campaign", "invalid", "malformed", "too_large", "conflict",
+        "campaign_lost",
         "store_unavailable", "store_not_as_promised", "ledger_unavailable",
     )  # fmt: skip
     return operation(summary, "200", result, ADMIN, refusals, [CAMPAIGN], body)

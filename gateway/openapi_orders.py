@@ -4,7 +4,7 @@ import msgspec
 
 from core.desk.listing import MAX_PAGE
 from core.desk.moves import Event, Moved
-from core.desk.orders import OWN_CALLS, PARTNERS, TraceStep
+from core.desk.orders import OWN_CALLS, TraceStep
 from core.flows import FLOWS
 from core.model import (
     AddressChange,
@@ -15,8 +15,9 @@ from core.model import (
     Refund,
     RefundRequest,
 )  # fmt: skip
-from gateway.lifecycle_reads import PAGE, STATES, WAIT_S
-from gateway.openapi_parts import ADMIN, ASKING, CHANNEL, Json, operation, path, problems, query, ref
+from gateway.lifecycle_reads import ENDS, PAGE, STATES, WAIT_S
+from gateway.openapi_callbacks import callback_paths
+from gateway.openapi_parts import ADMIN, ASKING, BODY, CHANNEL, Json, operation, path, problems, query, ref
 
 
 class Trace(msgspec.Struct):
@@ -40,31 +41,18 @@ ORDER = path("order_id", "as a 202 gave it")
 ACTIONS = sorted({s.action for f in FLOWS.values() for s in f.steps if "operator" in s.actors} - set(OWN_CALLS))
 REFUND = path("refund_no", "as a request for a refund gave it")
 EITHER = CHANNEL + ADMIN
-SIGNED: list[Json] = [{"webhookSignature": []}]
-WEBHOOK: list[Json] = [
-    {"name": name, "in": "header", "required": True, "description": words, "schema": {"type": "string"}}
-    for name, words in (
-        ("webhook-id", "unlike any other message's; the same again for a repeated one"),
-        ("webhook-timestamp", "seconds since 1970; at most 300 s old or ahead"),
-    )
-]
 LAST_EVENT: Json = {
     "name": "Last-Event-ID", "in": "header", "required": False, "schema": {"type": "string"},
     "description": "the `id` of the last event that is known: the stream goes on after it",
 }  # fmt: skip
-BODY = ("invalid", "malformed", "too_large")
 KNOWN = ("unauthorized", "unknown_order", "on_its_way")
 
 
 def _step(summary: str, result: str = "OrderView", security: list[Json] = EITHER, body: str | None = None,
           more: tuple[str, ...] = (), parameters: list[Json] | None = None) -> Json:  # fmt: skip
-    codes = (*KNOWN, "not_allowed", *(BODY if body else ()), *more, *ASKING)
+    mine = ("operators_only",) if security == ADMIN else ()
+    codes = (*KNOWN, *mine, "not_allowed", *(BODY if body else ()), *more, *ASKING)
     return operation(summary, "200", result, security, problems(*codes), parameters or [ORDER], body)
-
-
-def _callback(summary: str, body: str, codes: tuple[str, ...], parameters: list[Json]) -> Json:
-    refusals = problems("signature_invalid", *BODY, "unknown_order", "on_its_way", *codes, *ASKING)
-    return operation(summary, "200", "Moved", SIGNED, refusals, parameters, body)
 
 
 def _page() -> Json:
@@ -80,8 +68,8 @@ def _page() -> Json:
         ],
     )  # fmt: skip
     found["description"] = (
-        "By shard and id. A page may hold fewer orders than `limit`, even none, and have a `next`: go on with it until "
-        "it is null."
+        "By shard and id, without `ship_to`. A page may hold fewer orders than `limit`, even none, and have a `next`: "
+        "go on with it until it is null."
     )
     return found
 
@@ -95,7 +83,12 @@ def _one() -> Json:
             query("version", "with `wait`: the version that is known; a later one is answered at once", "integer"),
         ],
     )  # fmt: skip
-    found["description"] = "With `wait` the answer comes once the order has changed, or as it is when the time is over."
+    found["description"] = (
+        "With `wait` the answer comes once the order has changed, or as it is when the time is over; at once if the "
+        f"order is at an end ({', '.join(sorted(ENDS))}): stop polling there. What may still move it comes unasked, "
+        "such as money that is late; the webhook tells when it has gone back. `ship_to` is there once the order is in "
+        "the ledger, a moment after its 202, and left out if it has none."
+    )
     return found
 
 
@@ -106,8 +99,10 @@ def _events() -> Json:
     )  # fmt: skip
     found["description"] = (
         "Server-sent events: `id` is the order's version, `event` the action, `data` an Event. Comments are signs of "
-        "life. It ends when the order is at an end."
+        "life. It ends when the order is at an end; whoever comes again with its last `id` gets a 204, after which an "
+        "EventSource stops. An end that still moves (money that is late) is told to whoever asks after that."
     )
+    found["responses"]["204"] = {"description": "The order is at an end and has no event after `Last-Event-ID`"}
     found["responses"]["200"]["content"] = {
         "text/event-stream": {"schema": {"type": "string"}, "x-event-data": ref("Event")}
     }
@@ -169,15 +164,5 @@ def order_paths() -> Json:
                 "Refund", ADMIN, None, review, [ORDER, REFUND],
             )
         },
-        "/v1/payments/callback": {
-            "post": _callback(
-                "Payment or refund as the payment centre reports it", "Payment", ("contradicts",), WEBHOOK
-            )
-        },
-        "/v1/partners/{partner}/callback": {
-            "post": _callback(
-                "Deed of a partner as it reports it", "PartnerReport", ("not_allowed", "not_found"),
-                [path("partner", "who reports", sorted(PARTNERS)), *WEBHOOK],
-            )
-        },
+        **callback_paths(),
     }  # fmt: skip

@@ -62,6 +62,7 @@ KEY = {
     "description": "the client's own key of this order: one key, one outcome. 1 to 64 visible ASCII characters",
     "schema": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[!-~]+$"},
 }
+BODY = ("invalid", "malformed", "too_large")
 TAKING = ("overloaded", "store_unavailable", "store_not_as_promised", "ledger_unavailable", "campaign_lost")
 ASKING = ("store_unavailable", "store_not_as_promised", "ledger_unavailable", "overloaded", "campaign_lost")
 

@@ -14,7 +14,7 @@ CODES: dict[str, tuple[int, str]] = {
     "not_open": (409, "The campaign is not open yet"),
     "closed": (409, "The campaign is closed"),
     "paused": (409, "The campaign is paused"),
-    "not_allowed": (409, "The order's flow has no such move from where the order is"),
+    "not_allowed": (409, "The flow has no such move from where the order or the refund is"),
     "contradicts": (409, "The request contradicts what is on record"),
     "conflict": (409, "Not possible in the present state"),
     "key_missing": (400, "The Idempotency-Key header is missing"),
@@ -26,6 +26,7 @@ CODES: dict[str, tuple[int, str]] = {
     "signature_invalid": (401, "The signature is missing, too old, or not made with a key of ours"),
     "unauthorized": (401, "The Authorization header is missing or its key is not known"),
     "channel_not_allowed": (403, "The campaign is not for this channel"),
+    "operators_only": (403, "This call is for operators"),
     "unknown_campaign": (404, "No such campaign"),
     "unknown_order": (404, "No such order"),
     "unknown_refund": (404, "The order has no such refund"),
@@ -63,7 +64,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     field: str = ""  # where in the body, e.g. items[0].quantity
     sku: str = ""  # of sold_out
     limit: str = ""  # of over_limit: buyer, buyer_sku, ip or device
-    allowed: list[str] = []  # of not_allowed: the actions that are
+    allowed: list[str] | msgspec.UnsetType = msgspec.UNSET  # of not_allowed: the actions that are, perhaps none
 
 
 def problem(code: str, detail: str = "", field: str = "", sku: str = "", limit: str = "") -> Problem:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from core.desk.campaigns import Campaign
 from core.errors import ConfigInvalid, Invalid, Refused, StoreUnavailable
+from core.flows import FLOWS
 from core.model import AuditReport, CampaignName, CampaignSpec, Restock, explain
 from core.settings import Settings
 from lua.keys import home_shards, sale_keys
@@ -37,8 +38,8 @@ def add_arguments(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         actions.add_parser(name, help=text).add_argument("campaign")
     action = actions.add_parser("restock", help="add units of a SKU, or withdraw unsold ones")
     action.add_argument("campaign")
-    action.add_argument("sku")
-    action.add_argument("units", type=int, help="negative withdraws (write -- before a negative number)")
+    action.add_argument("sku", metavar="SKU")
+    action.add_argument("units", metavar="UNITS", type=int, help="negative withdraws (write -- before it)")
     action.add_argument("--id", help="the same id changes stock once, however often it is sent (default: a new one)")
     for action in actions.choices.values():
         # Without a default: it would take the place of the value that stood before the action.
@@ -78,7 +79,9 @@ async def _campaign(desk: Desk, args: argparse.Namespace, shards: int) -> None:
             change = msgspec.convert(values, Restock)
         except msgspec.ValidationError as exc:
             field, why = explain(exc)
-            raise Invalid(why, field) from exc
+            raise Invalid(why, "--id" if field == "id" else field.upper()) from exc
+        if not change.units:
+            raise Invalid("must not be 0", "UNITS")
         await _refuse_draft(desk, args.campaign)
         done = await desk.campaigns.restock(args.campaign, change)
         print(f"{done.units:+d} units of {done.sku} (id {done.id}{', repeated' if done.repeated else ''})")
@@ -113,7 +116,7 @@ def read_campaign(path: Path, name: str | None) -> tuple[str, CampaignSpec]:
         name = msgspec.convert(name or named, CampaignName)
     except msgspec.ValidationError as exc:
         why = "1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit"
-        raise Invalid(f"--name: {why}" if name else f"{path}: campaign: {why}") from exc
+        raise (Invalid(why, "--name") if name else Invalid(f"{path}: campaign: {why}")) from exc
     try:
         return name, msgspec.convert(values, CampaignSpec)
     except msgspec.ValidationError as exc:
@@ -127,6 +130,7 @@ def _print(campaign: Campaign) -> None:
     spec = campaign.spec
     print(
         f"campaign {campaign.campaign}: {campaign.state}, version {campaign.version}, epoch {campaign.epoch}\n"
+        f"  type     {_type(spec)}\n"
         f"  window   {spec.opens_at.isoformat()} to {spec.closes_at.isoformat()}, pay within {spec.pay_within_s} s\n"
         f"  limits   {_limits(spec)}\n"
         f"  channels {', '.join(spec.channels) if spec.channels else 'all'}; spread {spec.spread}"
@@ -136,6 +140,16 @@ def _print(campaign: Campaign) -> None:
     for sku in spec.skus:
         price = f"{sku.price} minor units of {spec.currency} each"
         print(f"  sku      {sku.sku}: {sku.name}, {sku.stock:,} units at first, {price}")
+
+
+def _type(spec: CampaignSpec) -> str:
+    """The order type; and, if its orders are shipped, the times after which they go on by themselves."""
+    if not any(step.to == "shipped" for step in FLOWS[spec.order_type].steps):
+        return spec.order_type
+    return (
+        f"{spec.order_type}; taken as received {spec.delivery_within_s:,} s after it was shipped,\n"
+        f"           completed {spec.after_sales_s:,} s after it was received"
+    )
 
 
 async def _stock_now(desk: Desk, campaign: Campaign, shards: int) -> list[str]:

@@ -19,6 +19,8 @@ from ops import campaign_commands, demo, doctor, logs, order_commands, outbox_co
 from ops.desk import command_place, connect_ledger
 from ops.processes import EX_CONFIG
 
+EX_USAGE = 2  # argparse's own
+
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
@@ -122,6 +124,12 @@ def _run(work: Coroutine[object, object, int]) -> int:
         return runner.run(work)
 
 
+def _is_argument(field: str) -> bool:
+    """Whether the field is of the command line: written as its help writes it, `--line` or `UNITS`. Fields of files and
+    of what the ledger knows are in lower case."""
+    return field.startswith("--") or field.isupper()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 all well, 1 no (e.g. an audit that is not ok), 2 wrong usage, 78 wrong settings, 130 Ctrl-C."""
     args = parser().parse_args(argv)
@@ -131,9 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rushgate: {exc.detail}", file=sys.stderr)
         return EX_CONFIG
     except Fault as exc:
-        where = f"{exc.field}: " if isinstance(exc, Invalid) and exc.field else ""
-        print(f"rushgate: {where}{exc.detail}", file=sys.stderr)
-        return 1
+        field = exc.field if isinstance(exc, Invalid) else ""
+        print(f"rushgate: {field}: {exc.detail}" if field else f"rushgate: {exc.detail}", file=sys.stderr)
+        return EX_USAGE if _is_argument(field) else 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -152,7 +152,8 @@ def print_course(
     words.add_column(justify="right", no_wrap=True)
     words.add_row("accepted in the rush", f"{accepted:,} orders")
     words.add_row(f"accepted later, {len(course.crowds):,} crowds", f"{course.accepted_later:,} orders")
-    words.add_row("came back and were sold again", f"{again:,} units")
+    if flow.order_type != "reserve_at_payment":  # there more may be ordered than are ever taken
+        words.add_row("came back and were sold again", f"{again:,} units")
     words.add_row("from the rush to the last end", seconds_text(course.seconds))
     ends, stages_reached = ends_table(flow, standing.states, units), times_table(flow, *times)
     body: list[RenderableType]

@@ -127,8 +127,8 @@ def _partners_line(stack: Stack) -> str:
         return f"partners at {stack.settings.partners_url}"
     buyers = Buyers()
     return (
-        f"partners at {stack.played}, played: {buyers.pay:.0%} pay, {buyers.cancel:.0%} cancel, "
-        f"{buyers.ignore:.0%} do nothing, {buyers.pay_late:.0%} pay late"
+        f"partners at {stack.played}, played; of the buyers {buyers.pay:.0%} pay,\n"
+        f"{buyers.cancel:.0%} cancel, {buyers.ignore:.0%} do nothing, {buyers.pay_late:.0%} pay late"
     )
 
 

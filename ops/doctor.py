@@ -24,6 +24,7 @@ from core.settings import Settings
 from lua.connection import Command, SharedConnection, StoreConnection
 from lua.keys import intake_key
 from ops.desk import Place, command_place, connect_ledger
+from ops.outbox_watch import look
 from ops.stack import readyz
 from workers.ledger import GROUP
 from workers.process import KINDS
@@ -63,8 +64,9 @@ async def doctor(environ: Mapping[str, str], data_dir: str | None, as_json: bool
     if as_json:
         print(msgspec.json.encode(checks).decode())
     else:
+        width = max(len(check.name) for check in checks)
         for check in checks:
-            print(f"{check.verdict:8} {check.name:12} {check.words}")
+            print(f"{check.verdict:8} {check.name:{width}} {check.words}")
         wrong = sum(c.verdict == "wrong" for c in checks)
         print(f"{wrong} wrong, {sum(c.verdict == 'warning' for c in checks)} to look at, {len(checks)} checked")
     return 1 if any(c.verdict == "wrong" for c in checks) else 0
@@ -184,6 +186,7 @@ async def _ledger(place: Place) -> list[Check]:
         checks = [await _ask_ledger(connection)]
         if checks[0].verdict == "ok":
             checks += await _reconciled(connection)
+            checks += await _outbox(connection, place.settings.partners_url)
         # These have no group in the intake; the ledger knows its connections by name.
         rows = await connection.fetch(query("list_processes"))
         found = Counter(str(row[0]).removeprefix("rushgate-").partition("-")[0] for row in rows)
@@ -207,6 +210,13 @@ async def _reconciled(connection: asyncpg.Connection) -> list[Check]:
         words = f"orders mended in the last 24 h: {each}; the table `repairs` says why"
         checks.append(Check("repairs", "warning", words))
     return checks or [Check("alerts", "ok", "none stands; no order was mended in the last 24 h")]
+
+
+async def _outbox(connection: asyncpg.Connection, partners_url: str) -> list[Check]:
+    """Whether messages come to where they should."""
+    found = await look(connection, partners_url)
+    checks = [Check(name, "wrong" if wrong else "warning", words) for name, wrong, words in found]
+    return checks or [Check("outbox", "ok", "no message is late, none is dead, no order is set aside")]
 
 
 async def _ask_ledger(connection: asyncpg.Connection) -> Check:

@@ -12,6 +12,7 @@ from core.errors import Invalid, OrderUnknown
 from core.ids import parse, text_of
 from core.model import Refund, RefundRequest, explain
 from core.settings import Settings
+from gateway.replies import encode_json
 from ops.campaign_commands import add_data_dir
 from ops.desk import Desk, open_desk
 from ops.order_display import plain, print_story
@@ -63,13 +64,13 @@ async def run(settings: Settings, args: argparse.Namespace) -> int:
     """Exit status 0. Raises Fault, e.g. NotAllowed with what is."""
     order_id = parse(args.order)
     if order_id is None:
-        raise Invalid(f"{args.order!r} is no order id: 36 characters, as a 202 gave it")
+        raise Invalid(f"{args.order!r} is no order id: 36 characters, as a 202 gave it", "ID")
     wanted = _wanted(args) if args.action == "refund" else None
     async with open_desk(settings) as desk:
         if args.action == "show":
             story = await read_story(desk, settings.shards, order_id)
             if args.json:
-                print(msgspec.json.encode(story).decode())
+                print(encode_json(story).decode())
             else:
                 print_story(story, Console())
             return 0
@@ -103,7 +104,7 @@ def _wanted(args: argparse.Namespace) -> RefundRequest:
         return msgspec.convert(values, RefundRequest)
     except msgspec.ValidationError as exc:
         field, why = explain(exc)
-        raise Invalid(why, field) from exc
+        raise Invalid(why, f"--{field.partition('[')[0].removesuffix('s')}") from exc  # --amount, --line, --reason
 
 
 def _line(text: str) -> dict[str, object]:
@@ -114,11 +115,18 @@ def _line(text: str) -> dict[str, object]:
 
 
 async def _tell(desk: Desk, order_id: bytes, done: Moved | Refund) -> None:
-    """Where the order has come to, in one line."""
+    """What was done, and where the order has come to."""
     now, flow = await where_now(desk, order_id)
+    hint = ""
     if isinstance(done, Refund):
-        reason = plain(done.reason).plain
-        print(f"refund {done.refund_no} of {done.amount:,} {done.currency} in minor units: {done.state} ({reason})")
+        reason = f" ({plain(done.reason).plain})" if done.reason else ""
+        print(f"refund {done.refund_no} of {done.amount:,} {done.currency} in minor units: {done.state}{reason}")
+        if done.repeated:
+            hint = "it was asked for before, nothing more is paid back: with another --reason it is another refund"
+        elif done.state == "approved" and "cancel" in flow.allowed(now.state, "operator"):
+            hint = "the order goes on all the same: `rushgate order cancel` would stop it"
     else:
         now = done  # others may have moved it on meanwhile
     print(f"order {text_of(order_id)}: {now.state}, version {now.version} ({flow.name(now.state, 'operator')})")
+    if hint:
+        print(hint)

@@ -1,4 +1,4 @@
-"""A story of an order on a terminal: readable at 80 columns, with all columns of the trace from 110 on."""
+"""A story of an order on a terminal: readable at 80 columns, with all columns of the trace from 132 on."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -9,19 +9,20 @@ from rich.table import Table
 from rich.text import Text
 
 from core.desk.orders import TraceStep
-from core.model import RefundShare, ShipTo
+from core.model import Refund, RefundShare, ShipTo
 from ops.order_story import Story
 
-WIDE = 110  # columns from which every part of a step has a column of its own
-
-
+WIDE = 132  # columns from which every part of a step has one of its own, and no payment number is wrapped
+NEVER_WRAPPED = ("when (UTC)", "asked (UTC)", "came", ">waited", ">worked", ">amount")
+REFUND_STATES = ("requested", "approved", "rejected", "done")
 TIMED = {"shipped": "received by", "received": "completes"}  # state -> what its timer says
 
 
 def print_story(story: Story, console: Console) -> None:
     """All of it; what there is none of is left out."""
     day = story.order.accepted_at.astimezone(UTC).date()
-    clock = _Clock(all(s.at.astimezone(UTC).date() == day for s in story.steps))
+    times = [s.at for s in story.steps] + [r.done_at for r in story.refunds if r.done_at]
+    clock = _Clock(all(at.astimezone(UTC).date() == day for at in times))
     console.print(plain(f"Order {story.order.order_id}", "bold"))
     console.print(_head(story))
     console.print(_section("Lines", _lines(story)))
@@ -32,13 +33,11 @@ def print_story(story: Story, console: Console) -> None:
         (clock.at(p.at), p.payment_no, p.status, _money(p.amount, p.currency)) for p in story.payments
     ]
     _table(console, "Payments", ("came", "number", "status", ">amount"), rows)
-    rows = [
-        (r.refund_no, r.state, _money(r.amount, r.currency), r.reason, _shared(r.lines or []))
-        for r in story.refunds
-    ]  # fmt: skip
-    _table(console, "Refunds", ("number", "state", ">amount", "reason", "of"), rows)
-    rows = [(w.topic, str(w.version), str(w.attempts), due_in(w.due_at), w.error or "") for w in story.waiting]
-    _table(console, "Waiting in the outbox", ("topic", ">version", ">attempts", "next", "last error"), rows)
+    if story.refunds:
+        console.print(_section("Refunds", _refunds(story.refunds, clock)))
+    now = datetime.now(UTC)
+    rows = [(w.topic, str(w.version), how_it_waits(w.due_at, w.attempts, w.error, now)) for w in story.waiting]
+    _table(console, "Waiting in the outbox", ("topic", ">version", "how it stands"), rows)
     rows = [(d.topic, str(d.version), str(d.attempts), clock.at(d.dead_at), d.reason) for d in story.dead]
     _table(console, "Dead messages", ("topic", ">version", ">attempts", "since", "why"), rows)
     rows = [(clock.at(r.at), r.what, r.why) for r in story.repairs]
@@ -64,10 +63,22 @@ def duration(ms: float) -> str:
     return f"{seconds // 86_400} d {seconds % 86_400 // 3_600} h"
 
 
-def due_in(at: datetime) -> str:
-    """When a message is tried next."""
-    wait_ms = (at - datetime.now(UTC)).total_seconds() * 1000
-    return "now" if wait_ms <= 0 else f"in {duration(wait_ms)}"
+def many(count: int, word: str) -> str:
+    """1 message, 2 messages, 1,000 messages."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def how_it_waits(due_at: datetime, attempts: int, error: str | None, now: datetime) -> str:
+    """How a message in the outbox stands, as far as the ledger knows: what a relay thinks of it is not there."""
+    late_ms = (now - due_at).total_seconds() * 1000
+    if late_ms >= 0:
+        overdue = "due now" if late_ms < 1_000 else f"{duration(late_ms)} overdue"
+        stands = f"waits for the relay, {overdue}, {many(attempts, 'attempt') if attempts else 'no attempt yet'}"
+    elif error:
+        stands = f"{many(attempts, 'attempt')}, next within {duration(-late_ms)}"
+    else:
+        stands = f"with a relay, or put off by its breaker; due again in {duration(-late_ms)}"
+    return f"{stands}: {error}" if error else stands
 
 
 class _Clock:
@@ -92,19 +103,23 @@ def _head(story: Story) -> Table:
     row("state", f"{order.state}: {story.name}", "green" if story.ended else "yellow")
     if story.note:
         row("", story.note, "yellow")
-    row("type", f"{story.order_type}, version {order.version}")
+    row("type", story.order_type)
+    row("version", str(order.version))
     row("campaign", f"{order.campaign}, channel {order.channel}")
     row("buyer", ", ".join(filter(None, (order.buyer_id, story.client_ip, story.device_id))))
     if story.request_key:
         row("key", f"{story.request_key} (number {story.seq} of epoch {story.epoch})")
     off = f", {order.discount:,} off" if order.discount else ""
     row("amount", f"{_money(order.amount, order.currency)} in minor units{off}")
+    if story.payments or story.refunds:
+        for n, words in enumerate(_balance(story)):
+            row("" if n else "money", words)
     row("accepted", order.accepted_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + " UTC")
     row("pay by", order.pay_by.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
     if story.timer_at is not None and order.state in TIMED:
         row(TIMED[order.state], story.timer_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
-    if story.ship_to is not None:
-        row("ship to", _address(story.ship_to))
+    if order.ship_to is not None:
+        row("ship to", _address(order.ship_to))
     row("hold", story.hold)
     alike: dict[tuple[str, ...], list[str]] = {}
     for actor, actions in story.allowed.items():
@@ -122,6 +137,15 @@ def _money(amount: int, currency: str) -> str:
     return f"{amount:,} {currency}"
 
 
+def _balance(story: Story) -> list[str]:
+    """Where the buyer's money is, by the rule of order_totals.sql: what is approved is not left any more."""
+    refunds = {state: sum(r.amount for r in story.refunds if r.state == state) for state in REFUND_STATES}
+    paid = sum(p.amount for p in story.payments if p.status == "paid")
+    words = f"paid {paid:,}, refunded {refunds['done']:,}, on its way {refunds['approved']:,}, "
+    words += f"left {paid - refunds['done'] - refunds['approved']:,}"
+    return [words, f"{refunds['requested']:,} of that under review"] if refunds["requested"] else [words]
+
+
 def _shared(lines: Iterable[RefundShare]) -> str:
     return ", ".join(f"{s.quantity:,} × {s.sku}" if s.quantity else f"{s.amount:,} for {s.sku}" for s in lines)
 
@@ -131,15 +155,30 @@ def _lines(story: Story) -> Table:
     return _bare(("SKU", ">units", ">price", ">costs"), rows)
 
 
+def _refunds(refunds: Sequence[Refund], clock: _Clock) -> Table:
+    """What was asked and what became of it, and under it of what and why."""
+    rows: list[Sequence[RenderableType]] = []
+    for r in refunds:
+        stands = f"{r.state} {clock.at(r.done_at)}" if r.done_at else r.state
+        of = ": ".join(filter(None, (_shared(r.lines or []), r.reason)))
+        rows.append((clock.at(r.at), r.refund_no, _money(r.amount, r.currency), _under(plain(stands), of)))
+    return _bare(("asked (UTC)", "number", ">amount", "state"), rows)
+
+
 def _steps(steps: Sequence[TraceStep], clock: _Clock) -> Table:
-    """What happened, and under it by whom and why."""
+    """What happened, and under a move by whom and why."""
     rows: list[Sequence[RenderableType]] = []
     for step in steps:
-        how: RenderableType = plain(_done(step), "dim")
+        what, by = _what(step) + plain(f"  {_done(step)}", "dim"), ""
         if step.kind == "move":
-            how = Group(plain(_way(step)), plain(", ".join(filter(None, (f"by {step.actor}", step.reason))), "dim"))
-        rows.append((clock.at(step.at), f"+{duration(step.waited_ms)}", _what(step), how))
-    return _bare(("when (UTC)", ">waited", "what", "how"), rows)
+            what = _what(step) + plain(f"  {_way(step)}")
+            by = ", ".join(filter(None, (f"by {step.actor}", step.reason)))
+        rows.append((clock.at(step.at), f"+{duration(step.waited_ms)}", _under(what, by)))
+    return _bare(("when (UTC)", ">waited", "what"), rows)
+
+
+def _under(above: Text, below: str) -> RenderableType:
+    return Group(above, plain(below, "dim")) if below else above
 
 
 def _steps_wide(steps: Sequence[TraceStep], clock: _Clock) -> Table:
@@ -166,9 +205,7 @@ def _way(step: TraceStep) -> str:
 
 def _done(step: TraceStep) -> str:
     attempts = f", attempt {step.attempts}" if step.attempts > 1 else ""
-    return f"delivered by {step.actor} in {duration(step.worked_ms)}{attempts}" + (
-        f": {step.reason}" if step.reason else ""
-    )
+    return f"delivered in {duration(step.worked_ms)}{attempts}" + (f": {step.reason}" if step.reason else "")
 
 
 def _section(title: str, content: RenderableType) -> RenderableType:
@@ -186,7 +223,7 @@ def _bare(columns: Sequence[str], rows: Iterable[Sequence[RenderableType]]) -> T
     for name in columns:
         table.add_column(
             name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold",
-            no_wrap=name in ("when (UTC)", ">waited", ">worked"),
+            no_wrap=name in NEVER_WRAPPED,
         )  # fmt: skip
     for row in rows:
         table.add_row(*(plain(cell) if isinstance(cell, str) else cell for cell in row))

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -88,7 +88,6 @@ class Story(Struct, frozen=True, kw_only=True, omit_defaults=True):
     device_id: str = ""
     epoch: int | None = None
     seq: int | None = None
-    ship_to: ShipTo | None = None
     timer_at: datetime | None = None
     steps: list[TraceStep] = []
     payments: list[PaymentSeen] = []
@@ -123,7 +122,7 @@ async def read_story(desk: Desk, shards: int, order_id: bytes) -> Story:
         async with looking(desk, shards) as (catalogue, lookup):
             view = await lookup.find(order_id)
             if view is None:
-                raise OrderUnknown(f"no order {text_of(order_id)}: neither ledger nor store has it")
+                raise await _nowhere(desk, order_id)
             if not away:
                 known = await ask(partial(_from_ledger, desk, order_id))  # it may have arrived meanwhile
             if known is None:
@@ -163,8 +162,7 @@ async def _from_ledger(desk: Desk, order_id: bytes) -> tuple[OrderView, dict[str
         lines = [OrderLine(**r) for r in await connection.fetch(query("order_lines"), *key)]
         more: dict[str, Any] = {k: head.pop(k) for k in ("request_key", "client_ip", "device_id", "epoch", "seq")}
         more["timer_at"], ship_to = head.pop("timer_at"), head.pop("ship_to")
-        if ship_to is not None:
-            more["ship_to"] = msgspec.json.decode(ship_to, type=ShipTo)
+        head["ship_to"] = ship_to and msgspec.json.decode(ship_to, type=ShipTo)
         found: dict[str, list[asyncpg.Record]] = {
             "steps": await connection.fetch(query("trace_order"), *key),
             "payments": await connection.fetch(query("order_payments"), *key),
@@ -188,12 +186,28 @@ def _fields(row: asyncpg.Record, kind: type[Struct]) -> dict[str, Any]:
 
 
 async def _why_absent(desk: Desk, order_id: bytes) -> str:
-    """Why the ledger does not have an order that the store holds."""
-    key = shard_of(order_id), UUID(order_id), 1
-    rows = await ask(lambda: desk.ledger.fetch(query("list_dead_letters"), *key))
-    if rows:
-        return f"set aside, not in the ledger: {rows[0]['reason']} (rushgate dead-letters replay)"
-    return "in the store, on its way to the ledger"
+    """Why the ledger does not have an order that the store holds, or held."""
+    letter = await _letter(desk, order_id)
+    return letter or "in the store, on its way to the ledger"
+
+
+async def _letter(desk: Desk, order_id: bytes) -> str:
+    """How the order was set aside, if it was."""
+    row = await ask(lambda: desk.ledger.fetchrow(query("order_letters"), shard_of(order_id), UUID(order_id)))
+    if row is None:
+        return ""
+    if row["dropped_at"] is None:
+        return f"set aside, not in the ledger: {row['reason']} (rushgate dead-letters replay)"
+    when = row["dropped_at"].astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"given up by an operator at {when}, set aside before that: {row['reason']}"
+
+
+async def _nowhere(desk: Desk, order_id: bytes) -> OrderUnknown:
+    """What to say of an order that neither ledger nor store has."""
+    letter = await _letter(desk, order_id)
+    if letter:
+        return OrderUnknown(f"order {text_of(order_id)} was {letter}")
+    return OrderUnknown(f"no order {text_of(order_id)}: neither ledger nor store has it")
 
 
 async def _hold(desk: Desk, order_id: bytes, campaign: str) -> str:
@@ -214,7 +228,7 @@ async def explain_unknown(desk: Desk, shards: int, order_id: bytes) -> Fault:
     """Why the ledger does not know an order that an operator wants to move."""
     async with looking(desk, shards) as (_, lookup):
         if await lookup.find(order_id) is None:
-            return OrderUnknown(f"no order {text_of(order_id)}: neither ledger nor store has it")
+            return await _nowhere(desk, order_id)
     return OrderUnknown(f"order {text_of(order_id)} is {await _why_absent(desk, order_id)}")
 
 

@@ -12,7 +12,6 @@ import msgspec
 from asyncpg.pgproto.pgproto import UUID
 from redis.exceptions import RedisError
 from rich.console import Console
-from rich.table import Table
 
 from core.errors import Invalid, StoreUnavailable
 from core.flows.table import TOPICS
@@ -25,10 +24,13 @@ from lua.keys import intake_key, sale_keys
 from lua.scripts import Scripts
 from ops.campaign_commands import add_data_dir
 from ops.desk import Desk, open_desk
+from ops.order_display import many
+from ops.outbox_display import print_rows, row_of
 
 PARTS = ("outbox", "dead-letters")
 LIMIT = 50
 ORDERS = "orders"  # in place of a topic: what the ledger could not take
+AGAIN = "make due now what waits after a failed attempt, with all its attempts before it; the rest is due already"
 MANY = 10_000  # dead orders in one call
 
 
@@ -44,7 +46,7 @@ def add_arguments(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """The flags of both commands."""
     for name, text, actions in (
         ("outbox", "messages that wait: list them, or try them now",
-         (("list", "print them, the oldest first"), ("replay", "try at once what failed before, with all attempts"))),
+         (("list", "print them, the oldest first"), ("replay", AGAIN))),
         ("dead-letters", "messages that nobody could deliver, and orders that the ledger could not take",
          (("list", "print them, the oldest first"), ("replay", "put them back: into the outbox, into the intake"),
           ("drop", "give them up for good; the units of a dropped order are on sale again"))),
@@ -72,7 +74,7 @@ async def run(settings: Settings, args: argparse.Namespace) -> int:
         if args.action == "list":
             return await _list(desk, args, which)
         if args.part == "outbox":
-            return _told("due now", await _fetch(desk, "hasten_outbox", *which))
+            return await _hasten(desk, which)
         name = "replay_messages" if args.action == "replay" else "drop_messages"
         status = 0
         if which.topic != ORDERS:
@@ -85,7 +87,7 @@ async def run(settings: Settings, args: argparse.Namespace) -> int:
 def _which(args: argparse.Namespace) -> Which:
     """Raises Invalid."""
     if args.action != "list" and not (args.order or args.topic or args.all):
-        raise Invalid("name an order (--order), a topic (--topic) or --all")
+        raise Invalid("one of them is needed: an order, a topic, or all there are", "--order, --topic, --all")
     if args.action == "list" and not 1 <= args.limit <= MANY:
         raise Invalid(f"must be 1 to {MANY:,}", "--limit")
     if not args.order:
@@ -101,6 +103,7 @@ async def _fetch(desk: Desk, name: str, *params: Any) -> list[asyncpg.Record]:
         "list_outbox": query("list_outbox"),
         "list_dead_messages": query("list_dead_messages"),
         "list_dead_letters": query("list_dead_letters"),
+        "count_outbox": query("count_outbox"),
         "hasten_outbox": query("hasten_outbox"),
         "replay_messages": query("replay_messages"),
         "drop_messages": query("drop_messages"),
@@ -109,7 +112,18 @@ async def _fetch(desk: Desk, name: str, *params: Any) -> list[asyncpg.Record]:
 
 
 def _told(what: str, rows: list[asyncpg.Record]) -> int:
-    print(f"{len(rows)} messages {what}")
+    print(f"{many(len(rows), 'message')} {what}")
+    return 0
+
+
+async def _hasten(desk: Desk, which: Which) -> int:
+    """What waited for its next attempt is due; the rest needs no help, or cannot have any, and is counted."""
+    [before] = await _fetch(desk, "count_outbox", *which)
+    changed = len(await _fetch(desk, "hasten_outbox", *which))
+    told = [f"{many(changed, 'message')} made due now"]
+    told += [f"{before['due']:,} due already"] if before["due"] else []
+    told += [f"{before['taken']:,} with a relay"] if before["taken"] else []
+    print(", ".join(told))
     return 0
 
 
@@ -128,60 +142,53 @@ async def _list(desk: Desk, args: argparse.Namespace, which: Which) -> int:
         for row in rows:
             print(msgspec.json.encode({k: str(v) if isinstance(v, UUID) else v for k, v in row.items()}).decode())
         return 0
-    table = Table("order", "topic", "version", "came to be", "attempts", "next", "why", box=None, pad_edge=False)
-    for row in rows:
-        due = row.get("due_at")
-        table.add_row(
-            str(row["order_id"] or f"entry {row['entry_id']}"), row["topic"], str(row.get("version", "")),
-            row["at"].astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"), str(row.get("attempts", "")),
-            "" if due is None else _when(due), row.get("reason") or row.get("error") or "",
-        )  # fmt: skip
-    Console().print(table if rows else "none")
+    now = datetime.now(UTC)
+    print_rows([row_of(row, now) for row in rows], Console())
     return 0
 
 
-def _when(due: datetime) -> str:
-    wait_s = (due - datetime.now(UTC)).total_seconds()
-    return "now" if wait_s <= 0 else f"in {wait_s:.0f} s"
-
-
 async def _orders(desk: Desk, action: str, which: Which) -> int:
-    """Dead orders go back into the intake, or are dropped."""
+    """Dead orders go back into the intake, or are given up."""
     done = kept = 0
-    text = query("end_dead_letter") if action == "replay" else query("drop_dead_letter")
     for letter in await _fetch(desk, "list_dead_letters", which.shard, which.order_id, MANY):
-        why = await (_replay if action == "replay" else _release)(desk, letter)
+        why = await (_replay if action == "replay" else _drop)(desk, letter)
         if why:
             print(f"entry {letter['entry_id']}, place {letter['place']}, of shard {letter['shard']} stays: {why}")
             kept += 1
-            continue
-        key = (letter["shard"], letter["entry_id"], letter["place"])
-        await ask(lambda key=key: desk.ledger.execute(text, *key))  # type: ignore[misc]
-        done += 1
-    print(f"{done} orders {'back in the intake' if action == 'replay' else 'dropped'}")
+        else:
+            done += 1
+    print(f"{many(done, 'order')} {'back in the intake' if action == 'replay' else 'dropped'}")
     return 1 if kept else 0
 
 
 async def _replay(desk: Desk, letter: asyncpg.Record) -> str:
     """The order stands in the intake again, with its number and its times; or why that cannot be. It may stand there
-    twice: the ledger takes it once."""
+    twice: the ledger takes it once. Claimed first, so that nobody gives its units away meanwhile."""
     if letter["place"] < 0 or letter["order_id"] is None:
         return "it is no order that can be read"
     order_id, campaign = letter["order_id"].bytes, letter["campaign"]
     [hold] = await _tell(desk, "HGET", sale_keys(letter["shard"], campaign).holds, order_id)
     if hold is None:
         return "the store has no hold of it any more"
+    key = (letter["shard"], letter["entry_id"], letter["place"])
+    if not await ask(lambda: desk.ledger.fetchrow(query("replay_dead_letter"), *key)):
+        return "somebody gave it up just now"
     _, accepted_ms, pay_by_ms = read_hold(hold)
     header = f"1|{campaign}|{letter['epoch']}|{accepted_ms}|{pay_by_ms}|{letter['seq']}"
     await _tell(desk, "XADD", intake_key(letter["shard"]), "*", "h", header, order_id, letter["payload"])
+    await ask(lambda: desk.ledger.execute(query("end_dead_letter"), *key))
     return ""
 
 
-async def _release(desk: Desk, letter: asyncpg.Record) -> str:
-    """The hold of the order, if there is one, is released; or why that cannot be."""
+async def _drop(desk: Desk, letter: asyncpg.Record) -> str:
+    """The order is given up on record, then its hold is released, if there is one; or why that cannot be."""
+    key = (letter["shard"], letter["entry_id"], letter["place"])
+    if not await ask(lambda: desk.ledger.fetchrow(query("drop_dead_letter"), *key)):
+        return "somebody replays it, or did: `dead-letters replay` finishes that"
     if letter["order_id"] is None:
         return ""
     keys = sale_keys(letter["shard"], letter["campaign"])
+    # Broken off here, the reconcile worker releases it.
     codes = await Scripts(desk.store).release(keys, letter["epoch"], [letter["order_id"].bytes])
     return "" if codes is not None else f"the store does not hold {letter['campaign']}, epoch {letter['epoch']}"
 

@@ -56,7 +56,7 @@ class Alerts:
         """
         first = home_shards(campaign, 1, self._shards)[0]
         if wrong:
-            details = [text.replace("\0", "\\0")[:DETAIL_CHARS] for text in wrong.values()]
+            details = [_sayable(text)[:DETAIL_CHARS] for text in wrong.values()]
             rows = await ask(lambda: self._ledger.fetch(query("raise_alerts"), first, campaign, list(wrong), details))
             for row in rows:
                 self.begun += 1
@@ -65,3 +65,8 @@ class Alerts:
         right = [kind for kind in judged if kind not in wrong]
         for row in await ask(lambda: self._ledger.fetch(query("end_alerts"), first, campaign, right)):
             logger.info("alert over", extra={"campaign": campaign, "kind": row["kind"]})
+
+
+def _sayable(text: str) -> str:
+    """As Postgres takes it: without NUL and halves of characters."""
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,5 @@
-"""The mender: looks through a campaign's holds for those that nobody would end, and mends them.
+"""The mender: looks through a campaign's holds for those that nobody would end, and mends them; likewise messages
+to the store that nobody would deliver.
 
 Never on a guess, and without a grace period: the order of the readings decides. First the holds, then the ledger, then
 the intake, then the ledger again, then once more the hold. An entry leaves the intake only after its commit, so an
@@ -28,11 +29,13 @@ class Mender:
         self._shards = shards
 
     async def mend(self, known: Campaign) -> Mended:
-        """No hold stands that nobody would end, but for those beyond MOST a shard, which are left for the next round.
+        """No hold stands that nobody would end, and no order waits for a message to the store that nobody would
+        deliver, but for those beyond MOST a shard, which are left for the next round.
 
         A hold without order is put back into the intake if its request is on record: its 202 may be out. What only the
         entry had, the address, is lost. Its time to pay may have passed: then the expiry worker ends it, and its units
-        come back. Without a request nobody was promised anything, and it is released.
+        come back. Without a request nobody was promised anything, and it is released; so is that of an order that an
+        operator gave up. A hold that cannot be read is left as it is, and told.
 
         Raises: CampaignLost, StoreUnavailable, LedgerUnavailable; what was mended stays so.
         """
@@ -44,6 +47,7 @@ class Mender:
     async def _mend(self, part: Part, found: Mended) -> None:
         ended: dict[str, list[Ended]] = {topic: [] for topic in ENDINGS}
         unknown: set[bytes] = set()
+        given_up: set[bytes] = set()
         cursor = b"0"
         while True:
             [[cursor, pairs]] = await self._repairs.tell(("HSCAN", part.keys.holds, cursor, "COUNT", PAGE))
@@ -56,13 +60,16 @@ class Mender:
             found.holds += len(pairs) // 2
             if ids:
                 await self._sort(part, ids, ended, unknown)
+                given_up.update((await self._repairs.dropped(part.shard, ids))[: MOST - len(given_up)])
             if cursor == b"0" or len(unknown) >= WINDOW:
                 await self._orphans.find(part, unknown, found)
                 unknown.clear()
             if cursor == b"0":
                 break
+        await self._orphans.drop(part, given_up, found)
         for topic, orders in ended.items():
             await self._repairs.repeat(part, topic, orders, found)
+        await self._repairs.repeat_lost(part, found)
 
     async def _sort(self, part: Part, ids: list[bytes], ended: dict[str, list[Ended]], unknown: set[bytes]) -> None:
         """A page of holds: unknown to the ledger, to be ended, or as they should be."""

@@ -1,4 +1,5 @@
-"""Orphans: holds whose order is nowhere. Put back into the intake if anybody was promised it, released if not.
+"""Orphans: holds whose order is nowhere. Put back into the intake if anybody was promised it, released if not, or if an
+operator gave the order up.
 
 How an order gets its sequence number back: it is one of those that are missing. Each is given in one transaction with
 its journal row, one worker at a time, and for good: whoever comes later puts the order back under the same number.
@@ -9,10 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import msgspec
 from asyncpg.pgproto.pgproto import UUID
 
-from core.ids import text_of
 from core.ledger.pool import ask
 from core.ledger.queries import query
 from core.wire import TAIL_BYTES, VERSION, EntryInvalid, read_header, read_hold
@@ -73,6 +72,18 @@ class Orphans:
         if promised:
             await self._requeue(part, promised, reading.seq, ranges, found)
 
+    async def drop(self, part: Part, given_up: set[bytes], found: Mended) -> None:
+        """Of holds whose dead order was given up: those that stand still, by a `drop` that broke off, are released.
+
+        Not if the order stands in the intake, or came into the ledger, in spite of that.
+        """
+        if not given_up:
+            return
+        seen, _ = await self._intake(part, given_up)
+        ids = await self._repairs.dropped(part.shard, sorted(given_up - seen))
+        standing = await self._repairs.standing(part, ids, found)
+        await self._repairs.release(part, list(standing), "set aside and given up, and its hold stands", found)
+
     async def _intake(self, part: Part, wanted: set[bytes]) -> tuple[set[bytes], list[tuple[int, int]]]:
         """Which of these orders stand in the intake, and the numbers of this campaign's orders that do: first, last."""
         seen: set[bytes] = set()
@@ -100,14 +111,8 @@ class Orphans:
         for n in range(0, len(ids), HOLDS):
             some = ids[n : n + HOLDS]
             standing: list[tuple[bytes, bytes, bytes]] = []  # order id, hold, field of its request
-            for order_id, hold in zip(some, await self._repairs.holds(part, some), strict=True):
-                if hold is None:
-                    continue
-                try:
-                    held = read_hold(hold)[0]
-                except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-                    found.wrong.append(f"hold of {text_of(order_id)} cannot be read: {exc}")
-                    continue
+            for order_id, hold in (await self._repairs.standing(part, some, found)).items():
+                held = read_hold(hold)[0]
                 standing.append((order_id, hold, f"{held.channel}\0{held.request_key}".encode()))
             if not standing:
                 continue

@@ -54,6 +54,7 @@ class ReconcileWorker:
         self._statistics = Statistics(ledger)
         self._every_s = every_s
         self._seen: dict[str, Seen] = {}
+        self._logged: dict[str, type[Exception]] = {}  # campaign -> why it could not be checked; one log line for it
         self._stopping = asyncio.Event()
         self.rounds = 0
         self.mended = 0  # orders, by this worker
@@ -123,18 +124,30 @@ class ReconcileWorker:
     async def _check(self, campaign: str) -> bool:
         """Audited, mended, its alerts as they should be. Returns whether it is closed and at rest.
 
-        A campaign that cannot be read although the store is there does not keep the others waiting.
+        A campaign that cannot be checked although store and ledger are there does not keep the others waiting.
         """
         why = ""
         for _ in range(2):
             try:
-                return await self._judge(campaign)
+                at_rest = await self._judge(campaign)
             except CampaignLost as exc:
                 await self._alerts.tell(campaign, {LOST: exc.detail}, (LOST, UNCHECKED))
                 return False
             except StoreUnavailable as exc:
                 await self._ping()
                 why = exc.detail
+            except LedgerUnavailable:
+                raise
+            except Exception as exc:
+                # Its definition is of another program, or what it has in the store is: nobody knows what else.
+                why = f"{type(exc).__name__}: {exc}"
+                if self._logged.get(campaign) is not type(exc):
+                    self._logged[campaign] = type(exc)
+                    logger.exception("campaign cannot be checked", extra={"campaign": campaign})
+                break
+            else:
+                self._logged.pop(campaign, None)
+                return at_rest
         await self._alerts.tell(campaign, {UNCHECKED: why}, (LOST, UNCHECKED))
         return False
 

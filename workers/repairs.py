@@ -1,11 +1,12 @@
-"""Repairs of holds: journalled before they are made, or with it, and made by the idempotent scripts, set-at-a-time.
+"""Repairs of holds, and of lost messages: journalled before they are made, or with it, and made by the idempotent
+scripts, set-at-a-time.
 
 Made twice, by two workers or after a crash, a repair is one repair: the scripts end a hold once, and the journal takes
 it once.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from core.flows import FLOWS
 from core.ids import text_of
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
-from core.wire import has_units
+from core.wire import HoldInvalid, has_units, read_hold
 from lua.connection import Command, Reply, SharedConnection
 from lua.keys import SaleKeys
 from lua.scripts import MAX_ENDED, ReleaseCode, Scripts
@@ -32,12 +33,22 @@ AGAIN_S = 3_600.0  # the same repair of the same order within so long is that re
 
 ENDINGS = {"settle": "settled", "release": "released"}  # topic that ends a hold -> what the journal calls it
 
+LOSABLE = ("allocate", "restock")  # topics of the store that end no hold: no hold shows that such a message was lost
+
 
 def ending_moves(order_type: str) -> tuple[list[str], list[str], list[str]]:
     """The moves of a flow that end a hold, as parallel lists: state before, action, topic."""
-    found = [(s.state, s.action, t) for s in FLOWS[order_type].steps for t in s.messages if t in ENDINGS]
-    states, actions, topics = (list(column) for column in zip(*found, strict=True))
-    return states, actions, topics
+    return _moves_with(order_type, ENDINGS)
+
+
+def losable_moves(order_type: str) -> tuple[list[str], list[str], list[str]]:
+    """The moves of a flow that write a message of LOSABLE, as parallel lists: state before, action, topic."""
+    return _moves_with(order_type, LOSABLE)
+
+
+def _moves_with(order_type: str, topics: Collection[str]) -> tuple[list[str], list[str], list[str]]:
+    found = [(s.state, s.action, t) for s in FLOWS[order_type].steps for t in s.messages if t in topics]
+    return [state for state, _, _ in found], [action for _, action, _ in found], [topic for _, _, topic in found]
 
 
 @dataclass
@@ -69,6 +80,18 @@ class Ended(NamedTuple):
         return f"its hold stands, and no {self.topic} of version {self.version} is in the outbox"
 
 
+class Lost(NamedTuple):
+    """A message that nobody will deliver: of LOSABLE, of this version of the order."""
+
+    order_id: bytes
+    topic: str
+    version: int
+
+    @property
+    def why(self) -> str:
+        return f"{self.topic} of version {self.version} is neither in the outbox nor delivered"
+
+
 class Repairs:
     """One per process; the store connection and the pool are the caller's.
 
@@ -85,25 +108,53 @@ class Repairs:
         journal: the relay ends the hold, and what the audit knows of it stays true."""
         for n in range(0, len(orders), MAX_ENDED):
             some = orders[n : n + MAX_ENDED]
-            holds = await self.holds(part, [o.order_id for o in some])
-            standing = {o.order_id: o for o, hold in zip(some, holds, strict=True) if hold is not None}
+            holds = await self.standing(part, [o.order_id for o in some], found)
+            standing = {o.order_id: o for o in some if o.order_id in holds}
             if not standing:
                 continue
-            bare = [o.order_id for o, h in zip(some, holds, strict=True) if h is not None and not has_units(h)]
+            bare = [order_id for order_id, hold in holds.items() if not has_units(hold)]
             if bare and topic == "settle":
                 # As an old copy of the store has it: from before the units were taken.
                 await self.scripts.allocate(part.keys, part.known.epoch, bare)
-            wanted = list(standing.values())
-            columns = [UUID(o.order_id) for o in wanted], [o.version for o in wanted], [o.why for o in wanted]
-            values = (part.shard, topic, ENDINGS[topic], part.known.campaign, AGAIN_S, *columns)
-            rows = await ask(partial(self.ledger.fetch, query("repeat_messages"), *values))
-            for order_id in (row["order_id"].bytes for row in rows):
+            for order_id in await self._put_back(part, topic, ENDINGS[topic], list(standing.values())):
                 self.note(part, order_id, ENDINGS[topic], standing.pop(order_id).why, found)
             # Another worker has done it meanwhile; or it was done before, in vain.
             for order in await self.ended(part, list(standing)):
                 [hold] = await self.holds(part, [order.order_id])
                 if hold is not None:
                     found.wrong.append(f"hold of {text_of(order.order_id)} still stands, {ENDINGS[topic]} in vain")
+
+    async def repeat_lost(self, part: Part, found: Mended) -> None:
+        """Messages of LOSABLE that nobody would deliver are in the outbox again, MOST of them, in one transaction with
+        their journal. They may be repeated: the store takes units, and gives them back, once per order.
+
+        No guess either: a message leaves the outbox in the statement that writes its delivery.
+        """
+        lost = await self._lost_messages(part)
+        for topic in LOSABLE:
+            wanted = [m for m in lost if m.topic == topic]
+            for n in range(0, len(wanted), MAX_ENDED):
+                some = wanted[n : n + MAX_ENDED]
+                back = await self._put_back(part, topic, "repeated", some)
+                for message in some:
+                    if message.order_id in back:
+                        self.note(part, message.order_id, "repeated", message.why, found)
+                if len(back) < len(some):  # done by another worker meanwhile; or done before, in vain
+                    still = set(await self._lost_messages(part)) & {m for m in some if m.order_id not in back}
+                    found.wrong += [f"{topic} of {text_of(m.order_id)} is lost again, repeated in vain" for m in still]
+
+    async def _lost_messages(self, part: Part) -> list[Lost]:
+        moves = losable_moves(part.known.spec.order_type)
+        values = (part.shard, part.known.campaign, part.known.epoch, *moves, MOST)
+        rows = await ask(lambda: self.ledger.fetch(query("lost_messages"), *values))
+        return [Lost(r["order_id"].bytes, r["topic"], r["version"]) for r in rows]
+
+    async def _put_back(self, part: Part, topic: str, what: str, messages: Sequence[Ended | Lost]) -> set[bytes]:
+        """The orders whose message is back in the outbox by this call; at most MAX_ENDED."""
+        columns = [UUID(m.order_id) for m in messages], [m.version for m in messages], [m.why for m in messages]
+        values = (part.shard, topic, what, part.known.campaign, AGAIN_S, *columns)
+        rows = await ask(lambda: self.ledger.fetch(query("repeat_messages"), *values))
+        return {row["order_id"].bytes for row in rows}
 
     async def release(self, part: Part, ids: Sequence[bytes], why: str, found: Mended) -> None:
         """Holds without an order in the ledger are gone, their units and limits back, once per order."""
@@ -146,6 +197,27 @@ class Repairs:
             there = {row["order_id"].bytes for row in rows}
             found += [i for i in some if i not in there]
         return found
+
+    async def dropped(self, shard: int, ids: Sequence[bytes]) -> list[bytes]:
+        """Of at most IDS orders, those that were set aside and given up, and are not in the ledger."""
+        if not ids:
+            return []
+        rows = await ask(lambda: self.ledger.fetch(query("dropped_orders"), shard, [UUID(i) for i in ids]))
+        return [row["order_id"].bytes for row in rows]
+
+    async def standing(self, part: Part, ids: Sequence[bytes], found: Mended) -> dict[bytes, bytes]:
+        """The holds that are there now, by order. One that cannot be read is `wrong`: no script could end it."""
+        standing: dict[bytes, bytes] = {}
+        for order_id, hold in zip(ids, await self.holds(part, ids), strict=True):
+            if hold is None:
+                continue
+            try:
+                read_hold(hold)
+            except HoldInvalid as exc:
+                found.wrong.append(f"hold of {text_of(order_id)} cannot be read: {exc}")
+                continue
+            standing[order_id] = hold
+        return standing
 
     async def holds(self, part: Part, ids: Sequence[bytes]) -> list[Any]:
         """The holds as they are now, None where there is none. Raises CampaignLost if they are another epoch's."""

@@ -70,9 +70,14 @@ class StoreTopics:
         if codes is None:
             return await self._put_off(shard, topic, messages, f"the store does not hold {campaign}, epoch {epoch}")
         worked_ms = int((time.monotonic() - began_s) * 1000)
-        outcomes = [code.name.lower() for code in codes]
-        await self._outbox.finish(shard, topic, messages, [worked_ms] * len(messages), outcomes)
-        self.delivered += len(messages)
+        done = [(m, c.name.lower()) for m, c in zip(messages, codes, strict=True) if c is not GivebackCode.UNKNOWN]
+        if done:
+            delivered, outcomes = zip(*done, strict=True)
+            await self._outbox.finish(shard, topic, delivered, [worked_ms] * len(done), outcomes)
+            self.delivered += len(done)
+        if odd := [m for m, c in zip(messages, codes, strict=True) if c is GivebackCode.UNKNOWN]:
+            why = f"the store does not hold all SKUs of {campaign}, or never took their units"
+            await self._put_off(shard, topic, odd, why)
         return None
 
     async def _allocate(
@@ -116,18 +121,18 @@ class StoreTopics:
             who = (row["order_id"].bytes, row["buyer_id"], row["client_ip"], row["device_id"])
             orders.setdefault(row["order_id"], Sold(*who, {})).units[row["sku"]] = row["units"]
         moves = [
-            (f"return.{text_of(m.order_id.bytes)}.{m.version}.{sku}", sku, units)
+            (m.order_id, f"return.{text_of(m.order_id.bytes)}.{m.version}.{sku}", sku, units)
             for m in messages
             for sku, units in orders[m.order_id].units.items()
         ]
-        ids, skus, units = (list(column) for column in zip(*moves, strict=True))
+        _, ids, skus, units = (list(column) for column in zip(*moves, strict=True))
         journal = (query("put_move"), [shard] * len(ids), campaign, ids, skus, "return", units)
         await ask(partial(ledger.execute, *journal))
         codes = await self._scripts.giveback(sale_keys(shard, campaign), epoch, [orders[i] for i in wanted])
         if codes is not None:
-            if GivebackCode.UNKNOWN in codes:
-                raise StoreUnavailable(f"the store does not hold all SKUs of {campaign}, or never took their units")
-            await ask(lambda: ledger.execute(query("end_moves"), shard, campaign, ids))
+            made = {m.order_id for m, code in zip(messages, codes, strict=True) if code is not GivebackCode.UNKNOWN}
+            ended = [i for i, (order_id, _, _, _) in zip(ids, moves, strict=True) if order_id in made]
+            await ask(lambda: ledger.execute(query("end_moves"), shard, campaign, ended))
         return codes
 
     async def _put_off(self, shard: int, topic: str, messages: list[Message], why: str) -> None:

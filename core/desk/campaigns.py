@@ -148,7 +148,10 @@ class CampaignDesk:
             if not plan:
                 break
             await self._journal(known, plan, "close")
-            await self._make(known, plan)
+            # Another closer of this very moment may have journalled other units under the same id: these count.
+            planned = {(move.shard, move.move_id) for move in plan}
+            journal = [m for m in await self._moves(known) if (m["shard"], m["move_id"]) in planned]
+            await self._make(known, [_as_move(m) for m in journal if m["state"] == "pending"])
         return known
 
     async def restock(self, campaign: str, change: Restock) -> Restocked:

@@ -20,7 +20,7 @@ from core.flows.table import Actor, Flow, Step
 from core.ids import shard_of
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
-from core.model import Payment, ShipTo
+from core.model import Payment, ShipTo, minor
 
 __all__ = ["PARTNERS", "Event", "Moved", "OrderDesk", "TraceStep"]
 
@@ -148,8 +148,9 @@ class OrderDesk:
             if payment.status == "refunded":
                 return await repaid(connection, order, payment)
             if (payment.amount, payment.currency) != (order.amount, order.currency):
-                wanted = f"{order.amount} {order.currency}"
-                raise Conflicting(f"{payment.amount} {payment.currency} was paid, the order is of {wanted}", "amount")
+                told, wanted = minor(payment.amount, payment.currency), minor(order.amount, order.currency)
+                field = "amount" if payment.amount != order.amount else "currency"
+                raise Conflicting(f"{told} was paid, the order is of {wanted}", field)
             found = await connection.fetchrow(
                 query("put_payment"), order.shard, payment.payment_no, order.uuid,
                 payment.status, payment.amount, payment.currency, payment.paid_at,

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from asyncpg.pgproto.pgproto import UUID
+from msgspec.structs import replace
 
 from core.desk.moves import Moved, Moves, Order, advance, make, settle_refunds, totals
 from core.desk.shares import amount_shares, sum_by_sku, unit_shares
@@ -21,7 +22,7 @@ from core.flows.table import Actor
 from core.ids import shard_of
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
-from core.model import OrderLine, Payment, Refund, RefundRequest, RefundShare
+from core.model import OrderLine, Payment, Refund, RefundRequest, RefundShare, minor
 
 MAX_ASKED = 20  # requests of one order that wait for a review
 MAX_REFUNDS = 200  # of one order, whatever became of them
@@ -56,7 +57,7 @@ class RefundDesk:
             left = (await totals(connection, order)).left
             for refund in known:
                 if refund.state == "requested" and _same(refund, wanted, left):
-                    return refund
+                    return replace(refund, repeated=True)
             amount, lines = await _priced(connection, order, wanted, known, left)
             if sum(r.state == "requested" for r in known) >= MAX_ASKED:
                 raise Refused("too many refunds of this order wait for a review")
@@ -70,7 +71,8 @@ class RefundDesk:
     async def grant(self, order_id: bytes, wanted: RefundRequest, who: str) -> Refund:
         """An operator's refund without a request: approved and asked of the payment centre.
 
-        The same one again (units or amount, and reason), until the centre has reported it done, is that one.
+        The same one again (units or amount, and reason), until the centre has reported it done, is that one. All that
+        is left is another sum each time; it is a repeat where nothing is left.
 
         Raises: OrderUnknown, NotAllowed; Conflicting if it is more than is left; Refused if there are too many;
         LedgerUnavailable.
@@ -81,10 +83,10 @@ class RefundDesk:
             known = await _refunds(connection, order.shard, order.uuid)
             left = (await totals(connection, order)).left
             reason = wanted.reason or step.reason
-            for refund in known:
+            for refund in reversed(known):
                 mine = refund.state == "approved" and refund.request_no is None and refund.reason == reason
-                if mine and _same(refund, wanted, left or refund.amount):
-                    return refund
+                if mine and _same(refund, wanted, 0 if left else refund.amount):
+                    return replace(refund, repeated=True)
             amount, lines = await _priced(connection, order, wanted, known, left)
             moved = await advance(connection, order, step, who, list(step.messages))
             number = f"ref_{moved.version}"
@@ -108,7 +110,7 @@ class RefundDesk:
             step = order.step("refund", "operator")
             left = (await totals(connection, order)).left
             if refund.amount > left:
-                raise Conflicting(f"{left} {order.currency} can still be paid back", "amount")
+                raise Conflicting(f"{minor(left, order.currency)} can still be paid back", "amount")
             moved = await advance(connection, order, step, who, list(step.messages))
             booked = f"ref_{moved.version}"
             await _decide(connection, order, refund, booked, "approved")
@@ -141,6 +143,9 @@ class RefundDesk:
             refund = await _refund(connection, order, number)
             if refund.state != "done":
                 _check(refund, "done")
+                # Asked no more of a payment centre that has paid back already, not even by a replay.
+                version = int(refund.refund_no.removeprefix("ref_"))
+                await connection.execute(query("end_refund_message"), order.shard, order.uuid, version)
                 await _finish(connection, order, refund.refund_no, datetime.now(UTC), who)
             return await _refund(connection, order, refund.refund_no)
 
@@ -165,8 +170,8 @@ async def repaid(connection: Any, order: Order, payment: Payment) -> Moved:
     if refund is None or refund.state not in ("approved", "done"):
         raise Conflicting(f"no refund {payment.payment_no} of this order was asked for", "payment_no")
     if (payment.amount, payment.currency) != (refund.amount, refund.currency):
-        wanted = f"{refund.amount} {refund.currency}"
-        raise Conflicting(f"{payment.amount} {payment.currency} was paid back, not {wanted}", "amount")
+        told, wanted = minor(payment.amount, payment.currency), minor(refund.amount, refund.currency)
+        raise Conflicting(f"{told} was paid back, not {wanted}", "amount")
     if refund.state == "done":
         return order.here()
     moved = await _finish(connection, order, refund.refund_no, payment.paid_at, f"payment:{refund.refund_no}")
@@ -179,9 +184,12 @@ async def _finish(connection: Any, order: Order, number: str, at: datetime, who:
 
 
 def _check(refund: Refund, action: str) -> None:
-    """Raises NotAllowed unless an operator may do this with it now."""
-    if action not in REFUND.allowed(refund.state, "operator"):
-        raise NotAllowed(refund.state, action, REFUND.allowed(refund.state, "operator"))
+    """Raises NotAllowed unless an operator may do this with it now; `done` is the call `confirm`."""
+    allowed = REFUND.allowed(refund.state, "operator")
+    if action not in allowed:
+        calls = {"done": "confirm"}
+        named = [calls.get(a, a) for a in allowed]
+        raise NotAllowed(refund.state, calls.get(action, action), named, noun="a refund")
 
 
 async def _decide(connection: Any, order: Order, refund: Refund, number: str, state: str) -> None:
@@ -234,7 +242,7 @@ async def _priced(
         shares = unit_shares(lines, order.amount, wanted.lines, taken)
         amount = sum(s.amount for s in shares)
     if not 0 < amount <= left:
-        raise Conflicting(f"{left} {order.currency} can still be paid back", "amount")
+        raise Conflicting(f"{minor(left, order.currency)} can still be paid back", "amount")
     if len(known) >= MAX_REFUNDS:
         raise Refused("too many refunds of this order were asked for")
     return amount, shares if wanted.lines is not None else amount_shares(lines, order.amount, amount)

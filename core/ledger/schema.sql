@@ -71,6 +71,9 @@ CREATE INDEX orders_timer ON orders (shard, state, timer_at) WHERE timer_at IS N
 
 CREATE INDEX orders_buyer ON orders (buyer_id, shard, order_id);
 
+CREATE INDEX orders_waiting ON orders (shard, campaign, state)
+    WHERE state IN ('allocating', 'refund_pending', 'refunded');
+
 CREATE TABLE order_items (
     shard    smallint NOT NULL,
     order_id uuid     NOT NULL,
@@ -120,9 +123,12 @@ CREATE TABLE dead_letters (
     reason   text        NOT NULL,
     payload  bytea       NOT NULL,
     at       timestamptz NOT NULL DEFAULT now(),
-    dropped_at timestamptz,      -- given up by an operator; NULL = it may be replayed
+    dropped_at  timestamptz,          -- given up by an operator
+    replayed_at timestamptz,          -- going back into the intake; never both
     CONSTRAINT dead_letters_pkey PRIMARY KEY (shard, entry_id, place)
 );
+
+CREATE INDEX dead_letters_order ON dead_letters (shard, order_id);
 
 CREATE TABLE deliveries (
     shard     smallint    NOT NULL,
@@ -192,12 +198,12 @@ CREATE TABLE dead_messages (
 CREATE TABLE repairs (
     shard    smallint    NOT NULL,
     order_id uuid        NOT NULL,
-    what     text        NOT NULL, -- what the reconcile worker did with the order's hold
+    what     text        NOT NULL, -- what the reconcile worker did with the order's hold, or message
     at       timestamptz NOT NULL DEFAULT clock_timestamp(),
     campaign text        NOT NULL,
     why      text        NOT NULL,
     CONSTRAINT repairs_pkey PRIMARY KEY (shard, order_id, what, at),
-    CONSTRAINT repairs_what CHECK (what IN ('requeued', 'released', 'settled'))
+    CONSTRAINT repairs_what CHECK (what IN ('requeued', 'released', 'settled', 'repeated'))
 );
 
 CREATE TABLE alerts (

@@ -90,7 +90,7 @@ def test_cancelled_order_is_sold_again(client: Client) -> None:
     reply = cancelled(client, order_id)
     assert (reply.status, reply.json["state"]) == (200, "cancelled")
     again = client.call("POST", f"/v1/orders/{order_id}/cancel", b"", bearer(APP_KEY))
-    assert (again.status, again.code, again.json.get("allowed", [])) == (409, "not_allowed", [])
+    assert (again.status, again.code, again.json["allowed"]) == (409, "not_allowed", [])
     until(lambda: client.order(campaign, "another-buyer").status == 202, timeout_s=2.0)
 
 
@@ -136,6 +136,9 @@ def test_callback_that_contradicts_is_refused_and_a_repeated_one_is_not(stack: U
     number = fresh("pay")
     wrong = paid(stack, order_id, payment_no=number, amount=1)
     assert (wrong.status, wrong.code, wrong.json["field"]) == (409, "contradicts", "amount")
+    assert wrong.json["detail"] == "1 (minor units of CNY) was paid, the order is of 100 (minor units of CNY)"
+    foreign = paid(stack, order_id, payment_no=number, currency="EUR")
+    assert (foreign.status, foreign.code, foreign.json["field"]) == (409, "contradicts", "currency")
     first = paid(stack, order_id, payment_no=number)
     again = paid(stack, order_id, payment_no=number)
     assert (first.json["moved"], again.json["moved"], again.json["state"]) == (True, False, "paid")

@@ -68,7 +68,9 @@ def test_order_is_unknown_to_another_channel_and_to_a_wrong_key(
 
 @pytest.mark.parametrize(("method", "end"), OPERATOR)
 def test_operators_calls_need_the_admin_token(client: Client, order: str, method: str, end: str) -> None:
-    assert send(client, method, order, end).status == 401
+    assert (send(client, method, order, end).status, send(client, method, order, end).code) == (403, "operators_only")
+    assert send(client, method, NOBODY, end).code == "operators_only"
+    assert (send(client, method, order, end, None, "wrong")).status == 401
     assert send(client, method, NOBODY, end, None, ADMIN).code == "unknown_order"
     moves = [s["what"] for s in send(client, "GET", order, "/trace").json["steps"] if s["kind"] == "move"]
     assert moves == ["accept", "pay"]
@@ -135,6 +137,8 @@ def test_operator_makes_steps_of_the_flow_and_is_told_what_is_allowed(client: Cl
     refund = act("refund")
     assert (refund.status, refund.code) == (409, "not_allowed")
     assert refund.json["detail"].startswith("refund needs an amount or lines: POST /v1/orders/{order_id}/refunds")
+    assert "refund" in refund.json["allowed"]
+    assert "allowed now" not in refund.json["detail"]
     assert [act(action).code for action in ("change", "urge", "expire", "nonsense")] == ["not_allowed"] * 4
     assert [act(action).code for action in ("x" * 33, "Pick", "%00", "a%20b")] == ["not_found"] * 4
     assert [act(action).json["state"] for action in ("ship", "lost")] == ["shipped", "refund_pending"]
@@ -183,6 +187,8 @@ def test_address_changes_while_the_flow_allows_it_and_the_same_one_is_nothing(cl
     for version, name in [(3, "Anna"), (3, "Anna"), (4, "Berta")]:
         reply = send(client, "PATCH", order, "", {"ship_to": SHIP_TO | {"name": name}})
         assert (reply.status, reply.json["version"]) == (200, version)
+        for key in (APP_KEY, ADMIN):
+            assert send(client, "GET", order, "", key=key).json["ship_to"] == SHIP_TO | {"name": name}
     for body, field in [
         ({}, "ship_to"), ({"ship_to": SHIP_TO | {"phone": "x"}}, "ship_to.phone"), ({"state": "paid"}, "state"),
     ]:  # fmt: skip
@@ -204,7 +210,8 @@ def test_refund_in_part_is_reviewed_and_paid_back_once(stack: Up, client: Client
     assert [(r.json["state"], r.json["refund_no"]) for r in done] == [("approved", "ref_5")] * 2
     assert send(client, "POST", order, reject, key=ADMIN).json["state"] == "rejected"
     late = send(client, "POST", order, f"/refunds/{other['refund_no']}/approve", key=ADMIN)
-    assert (late.status, late.code) == (409, "not_allowed")
+    assert (late.status, late.code, late.json["allowed"]) == (409, "not_allowed", [])
+    assert late.json["detail"] == "`approve` is not possible for a refund that is rejected; allowed now: nothing"
     assert send(client, "POST", order, "/refunds/ref_77/approve", key=ADMIN).code == "unknown_refund"
     for _ in range(2):
         back = paid(stack, order, payment_no="ref_5", amount=40, status="refunded")
@@ -232,6 +239,7 @@ def test_bad_request_for_a_refund_names_its_field(
 ) -> None:
     reply = send(client, "POST", order, "/refunds", body)
     assert (reply.status, reply.json.get("field", "")) == (status, field), reply
+    assert (reply.json["detail"] == "the body is missing") == (body == b"")
     assert send(client, "GET", order, "/refunds").json == {"refunds": []}
 
 

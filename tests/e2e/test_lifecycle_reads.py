@@ -1,7 +1,9 @@
 """How orders are shown over HTTP: pages of many, one once it changes, its moves as they come."""
 
 import http.client
+import itertools
 import json
+import re
 import threading
 import time
 from collections.abc import Generator
@@ -11,7 +13,7 @@ import pytest
 
 from tests.e2e.support import ADMIN, APP_KEY, KEYS, WEB_KEY, Client, Part, Up, bearer, until
 from tests.e2e.test_lifecycle import accepted, paid
-from tests.e2e.test_lifecycle_orders import send
+from tests.e2e.test_lifecycle_orders import SHIP_TO, send
 
 
 def test_page_shows_a_channel_its_own_orders_and_the_admin_all(stack: Up, client: Client) -> None:
@@ -119,9 +121,65 @@ def test_stream_tells_each_move_once_and_ends_with_the_order(stack: Up, client: 
     paid(stack, order, payment_no="ref_3", status="refunded")
     assert [e["event"] for e in stream] == ["cancel", "refunded"]
     assert [e.get("id") for e in events(client, order, "2")] == [None, "3", "4"]
-    assert [e.get("id") for e in events(client, order, "4")] == [None]
+    for method, last, status in (("GET", "4", 204), ("HEAD", "4", 204), ("GET", "9", 204), ("GET", "0", 200)):
+        over = client.call(method, f"/v1/orders/{order}/events", headers=bearer(APP_KEY) | {"Last-Event-ID": last})
+        assert (over.status, over.body == b"") == (status, status == 204), (method, last)
     reply = client.call("GET", f"/v1/orders/{order}/events", headers=bearer(APP_KEY) | {"Last-Event-ID": "x"})
     assert (reply.status, reply.json["field"]) == (422, "Last-Event-ID")
+
+
+def test_end_that_still_moves_is_told_to_who_asks_again(stack: Up, client: Client) -> None:
+    order = accepted(client, client.sale({"red": 1}))
+    assert send(client, "POST", order, "/cancel").json["version"] == 2
+    again = bearer(APP_KEY) | {"Last-Event-ID": "2"}
+    assert client.call("GET", f"/v1/orders/{order}/events", headers=again).status == 204
+    paid(stack, order)
+    stream = events(client, order, "2")
+    assert (next(stream), next(stream)["event"]) == ({"retry": "1000"}, "pay")
+    paid(stack, order, payment_no="ref_3", status="refunded")
+    assert [e["event"] for e in stream] == ["refunded"]
+
+
+def test_long_poll_of_an_order_at_an_end_is_answered_at_once(stack: Up, client: Client) -> None:
+    order = accepted(client, client.sale({"red": 1}))
+    assert send(client, "POST", order, "/cancel").status == 200
+    for query in ("wait=20", "wait=20&version=2", "wait=20&version=1"):
+        began_s = time.monotonic()
+        assert client.get(f"/v1/orders/{order}?{query}").json["version"] == 2
+        assert time.monotonic() - began_s < 3, query
+
+
+MILLISECONDS = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+def test_times_have_one_form_everywhere(client: Client) -> None:
+    campaign = client.sale({"red": 1}, opens_at="2026-01-01T09:00:00+09:00")
+    made = client.order(campaign).json
+    order = made["order_id"]
+    assert send(client, "GET", order, "/trace").status == 200
+    [event] = itertools.islice((e for e in events(client, order) if "data" in e), 1)
+    shown = client.get(f"/v1/orders/{order}").json
+    assert shown["pay_by"] == made["pay_by"]
+    defined = client.admin("GET", campaign).json
+    assert defined["spec"]["opens_at"] == "2026-01-01T00:00:00.000Z"
+    times = [made["pay_by"], shown["accepted_at"], json.loads(event["data"])["at"], client.get("/livez").json["now"]]
+    times += [s["at"] for s in send(client, "GET", order, "/trace").json["steps"]]
+    times += [client.get(f"/v1/campaigns/{campaign}").json[name] for name in ("now", "opens_at", "closes_at")]
+    assert [t for t in times if not MILLISECONDS.fullmatch(t)] == []
+
+
+def test_address_is_shown_with_the_order_and_left_out_of_lists(client: Client) -> None:
+    campaign = client.sale({"red": 2})
+    order = str(client.order(campaign, ship_to=SHIP_TO).json["order_id"])
+    plain = accepted(client, campaign)
+    for found in (order, plain):
+        assert send(client, "GET", found, "/trace").status == 200  # the ledger has it
+    assert client.get(f"/v1/orders/{order}").json["ship_to"] == SHIP_TO
+    assert client.get(f"/v1/orders/{order}", WEB_KEY).status == 404
+    assert "ship_to" not in client.get(f"/v1/orders/{plain}").json
+    listed = client.get(f"/v1/orders?campaign={campaign}").json["orders"]
+    assert {o["order_id"] for o in listed} == {order, plain}
+    assert not any("ship_to" in o for o in listed)
 
 
 def test_stream_that_its_client_left_costs_nothing_more(client: Client) -> None:

@@ -28,6 +28,10 @@ class Judge:
     def __call__(self, method: str, path: str, reply: Reply, status: int) -> Reply:
         assert reply.status == status, reply
         response = self._served["paths"][path][method]["responses"][str(status)]
+        if status == 204:
+            assert (reply.body, "content" in response) == (b"", False)
+            self.seen.add((path, method, str(status)))
+            return reply
         [(kind, content)] = response["content"].items()
         assert reply.headers["content-type"].split(";")[0] == kind
         if kind == "text/event-stream":
@@ -65,6 +69,7 @@ def test_real_answers_of_every_path_are_as_documented(stack: Up, client: Client,
     judge("put", admin, client.admin("PUT", name, definition({"red": 2}, channels=["app"], limits={"buyer": 1})), 200)
     judge("put", admin, client.admin("PUT", name, {}), 422)
     judge("put", admin, client.admin("PUT", name, {}, "wrong"), 401)
+    judge("put", admin, client.admin("PUT", name, {}, APP_KEY), 403)
     judge("get", admin, client.admin("GET", name), 200)
     judge("get", admin, client.admin("GET", "no-such"), 404)
     judge("post", admin + "/open", client.admin("POST", f"{name}/open"), 200)
@@ -139,12 +144,13 @@ def judge_orders(judge: Judge, stack: Up, client: Client) -> None:
     ask("patch", "", 422, {})
     ask("post", "/urge", 200)
     ask("post", "/suspend", 200, key=ADMIN)
-    ask("post", "/suspend", 401)
+    ask("post", "/suspend", 403)
+    ask("post", "/suspend", 401, key="wrong")
     ask("post", "/resume", 200, key=ADMIN)
     ask("post", "/resume", 409, key=ADMIN)
     ask("post", "/actions/suspend", 200, key=ADMIN, path="/actions/{action}")
     ask("post", "/actions/suspend", 409, key=ADMIN, path="/actions/{action}")
-    ask("post", "/actions/suspend", 401, path="/actions/{action}")
+    ask("post", "/actions/suspend", 403, path="/actions/{action}")
     ask("post", "/actions/X", 404, key=ADMIN, path="/actions/{action}")
     ask("post", "/resume", 200, key=ADMIN)
     asked = [ask("post", "/refunds", 200, {"amount": n})["refund_no"] for n in (1, 2)]
@@ -173,6 +179,8 @@ def judge_orders(judge: Judge, stack: Up, client: Client) -> None:
             ask("post", f"/refunds/{number}/confirm", 200, key=ADMIN, path="/refunds/{refund_no}/confirm")
             ask("post", "/refunds/x/confirm", 404, key=ADMIN, path="/refunds/{refund_no}/confirm")
     judge("get", one + "/events", client.get(f"/v1/orders/{order}/events"), 200)
+    seen = bearer(APP_KEY) | {"Last-Event-ID": str(client.get(f"/v1/orders/{order}").json["version"])}
+    judge("get", one + "/events", client.call("GET", f"/v1/orders/{order}/events", headers=seen), 204)
     judge("get", one + "/events", client.get("/v1/orders/x/events"), 404)
 
 

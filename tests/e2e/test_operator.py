@@ -11,10 +11,12 @@ from redis import Redis
 
 from ops.embedded import command_line, process_ids
 from tests.e2e.support import Up, command, living, until
+from tests.e2e.test_lifecycle import accepted, cancelled
 from tests.e2e.test_up import up
 
 __all__ = ["up"]  # the fixture
 
+ORDER = "01a200d4-d86a-701e-a98f-5e7f8f7302b2"  # nobody's
 SAMPLE = Path(__file__).resolve().parents[2] / "deploy" / "sample" / "campaign.toml"
 
 
@@ -26,7 +28,11 @@ def test_campaign_commands_do_what_they_say(stack: Up, tmp_path: Path) -> None:
 
     file = tmp_path / "c.toml"
     file.write_text(SAMPLE.read_text().replace('campaign = "sample"', 'campaign = "by-command"'))
-    assert "campaign by-command: draft, version 1" in run("campaign", "apply", str(file))
+    file.write_text(file.read_text().replace("# after_sales_s = 604800", "after_sales_s = 4000"))
+    applied = run("campaign", "apply", str(file))
+    assert "campaign by-command: draft, version 1" in applied
+    assert "type     goods; taken as received 1,296,000 s after it was shipped,\n" in applied
+    assert "completed 4,000 s after it was received\n" in applied
     assert "campaign by-command: open" in run("campaign", "open", "by-command")
     two = [{"sku": "phone-red", "quantity": 2}]
     assert stack.client.order("by-command", items=two).status == 202
@@ -55,9 +61,13 @@ def test_campaign_commands_do_what_they_say(stack: Up, tmp_path: Path) -> None:
         (["campaign", "show", "no-such"], "no campaign is called no-such"),
         (["campaign", "open", "no-such"], "no campaign is called no-such"),
         (["audit", "no-such"], "no campaign is called no-such"),
-        (["campaign", "restock", "no-such", "bad sku!", "5"], "sku"),
-        (["campaign", "restock", "no-such", "red", "999999999"], "rushgate: units: "),
-        (["campaign", "restock", "OPEN", "red", "0"], "rushgate: units: must not be 0"),
+        (["campaign", "restock", "no-such", "bad sku!", "5"], "rushgate: SKU: "),
+        (["campaign", "restock", "no-such", "red", "999999999"], "rushgate: UNITS: "),
+        (["campaign", "restock", "OPEN", "red", "0"], "rushgate: UNITS: must not be 0"),
+        (["outbox", "replay"], "rushgate: --order, --topic, --all: one of them is needed"),
+        (["dead-letters", "drop"], "rushgate: --order, --topic, --all: one of them is needed"),
+        (["outbox", "list", "--order", "x"], "rushgate: --order: is no order id"),
+        (["order", "refund", ORDER, "--line", "red"], "rushgate: --line: 'red' must be SKU=QTY"),
         (["campaign", "pause", "drafted"], "campaign drafted is a draft: open it first"),
         (["campaign", "restock", "drafted", "phone-red", "5"], "campaign drafted is a draft: open it first"),
         (["campaign", "apply", "/no/such.toml"], "/no/such.toml"),
@@ -68,9 +78,30 @@ def test_command_that_cannot_says_why_in_one_line(stack: Up, args: list[str], sa
         assert stack.command("campaign", "apply", str(SAMPLE), "--name", "drafted").returncode == 0
     name = stack.client.sale() if "OPEN" in args else ""
     done = stack.command(*(name if arg == "OPEN" else arg for arg in args))
-    assert done.returncode in (1, 78)
+    usage = re.match(r"rushgate: (--|[A-Z]+:)", says)
+    assert done.returncode in ((2,) if usage else (1, 78))
     [line] = done.stderr.splitlines()
     assert says in line
+
+
+def test_frozen_relay_shows_by_what_it_does_not_carry(stack: Up) -> None:
+    def late() -> list[str]:
+        said = stack.command("doctor").stdout
+        # In columns; and a frozen relay is one that is there.
+        assert "\nok       relay worker     1 at work\nok       reconcile worker 1 at work\n" in said
+        return re.findall(r"\nwarning +to store +1 message late; the oldest \(release\) .*, no attempt yet, ", said)
+
+    relays, campaign = stack.children("relay"), stack.client.sale()
+    order = accepted(stack.client, campaign)
+    for pid in relays:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        cancelled(stack.client, order)
+        until(late)
+    finally:
+        for pid in relays:
+            os.kill(pid, signal.SIGCONT)
+    until(lambda: not late())
 
 
 def test_show_tells_first_stock_and_what_is_left_now(stack: Up) -> None:

@@ -14,7 +14,7 @@ from core.settings import Settings
 from lua.connection import SharedConnection, StoreConnection
 from lua.keys import SaleKeys
 from lua.scripts import Scripts
-from tests.ledger.support import Sale
+from tests.ledger.support import Sale, drain, make_worker
 from tests.support import LEASE_MS, SHARDS, fresh, tell
 from workers.mender import Mender
 from workers.reconcile import ReconcileWorker
@@ -87,6 +87,21 @@ async def entry_lost(store: StoreConnection, keys: SaleKeys, nth: int = 0) -> li
     entry_id, fields = entries[nth]
     assert await tell(store, "XDEL", keys.intake, entry_id) == 1
     return list(fields[2::2])
+
+
+async def set_aside(settings: Settings, store: SharedConnection, ledger: Pool, name: str = "strict") -> list[bytes]:
+    """What stands in the intake cannot be written for a passing reason, and is set aside; the ids of these orders."""
+    await ledger.execute("ALTER TABLE orders ADD CONSTRAINT orders_none CHECK (amount < 0) NOT VALID")
+    await drain(store, make_worker(settings, ledger, name))
+    await ledger.execute("ALTER TABLE orders DROP CONSTRAINT orders_none")
+    return [r["order_id"].bytes for r in await ledger.fetch("SELECT order_id FROM dead_letters ORDER BY order_id")]
+
+
+async def given_up(ledger: Pool, order: bytes, ago_s: int = 60) -> None:
+    """An operator has dropped the order, and came no further."""
+    await ledger.execute(
+        "UPDATE dead_letters SET dropped_at = now() - make_interval(secs => $2) WHERE order_id = $1", UUID(order), ago_s
+    )
 
 
 async def copied(store: StoreConnection, keys: SaleKeys) -> dict[bytes, dict[bytes, bytes]]:

@@ -17,6 +17,7 @@ from core.settings import Settings
 from core.wire import TAIL_BYTES, encode, read_hold
 from lua.connection import SharedConnection
 from lua.scripts import RestockCode, Scripts
+from tests.ledger.reconcile_support import given_up, set_aside
 from tests.ledger.support import Sale, drain, drained, make_worker, order_id, placed, running
 from tests.support import eventually, fresh, spec
 
@@ -97,6 +98,48 @@ async def test_audit_counts_a_dead_letter_as_neither_lost_nor_persisted(
     await drain(store, make_worker(settings, ledger))
     report = await auditor.audit(sale.campaign)
     assert (report.ok, report.persisted, report.dead_lettered, report.lost) == (True, 19, 1, 0)
+
+
+async def shift(store: SharedConnection, sale: Sale, units: int) -> None:
+    """So many red are counted as sold instead of as left; no order has them."""
+    keys = sale.parts[0].keys
+    await store.exchange([("HINCRBY", keys.stock, "red", -units), ("HINCRBY", keys.stock, "s:red", units)])
+
+
+@pytest.mark.parametrize("how", ["standing", "given up", "being given up", "in the ledger", "cannot be read"])
+async def test_audit_of_an_order_set_aside_still_weighs_the_units_of_the_others(
+    how: str, sale: Sale, settings: Settings, store: SharedConnection, ledger: Pool, scripts: Scripts, auditor: Auditor
+) -> None:
+    """The order of 2 red may hold them, or not: so many units more or less are no finding, one beyond is."""
+    await drain(store, make_worker(settings, ledger))
+    await sale.accept(store, 1, ("red", 2), ("blue", 1))
+    keys = sale.parts[0].keys
+    [[(_, fields)]] = await store.exchange([("XRANGE", keys.intake, "-", "+")])
+    [order] = await set_aside(settings, store, ledger)
+    more, fewer = 1, -3  # the least that is found
+    if how in ("given up", "being given up"):
+        await given_up(ledger, order, 60 if how == "given up" else 0)
+        await balanced_when(auditor, sale, ok=how == "being given up")  # its hold stands
+        await scripts.release(keys, 1, [order])
+        more, fewer = (1, -1) if how == "given up" else (3, -1)
+    elif how == "in the ledger":  # and its letter stands: a replay that broke off behind its work
+        await store.exchange([("XADD", keys.intake, "*", *fields)])
+        await drain(store, make_worker(settings, ledger, "two"))
+        more, fewer = 1, -1
+    elif how == "cannot be read":
+        await ledger.execute("UPDATE dead_letters SET payload = 'garbage'")
+    report = await auditor.audit(sale.campaign)
+    assert (report.ok, report.dead_lettered, report.phantom) == (True, how != "in the ledger", 0), report
+    for units, ok in ((more - 1, True), (more, how == "cannot be read"), (fewer + 1, True), (fewer, False)):
+        await shift(store, sale, units)
+        await balanced_when(auditor, sale, ok=ok)
+        await shift(store, sale, -units)
+
+
+async def balanced_when(auditor: Auditor, sale: Sale, *, ok: bool) -> None:
+    report = await auditor.audit(sale.campaign)
+    assert report.ok is ok, report
+    assert ok or "units taken in the store" in report.findings[0]
 
 
 async def test_audit_of_an_intake_with_alien_entries_answers(

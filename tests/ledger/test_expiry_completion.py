@@ -91,6 +91,8 @@ async def test_shipped_orders_are_received_by_time_and_completed_after_their_win
     assert await ledger.fetchval(query_s, UUID(others[0])) == 3_600
     await orders.act(others[0], "return", "buyer", "channel:app")
     assert await ledger.fetchval(query_s, UUID(others[0])) is None  # time does not move it on
+    await orders.act(others[0], "reject_return", "operator", "operator")
+    assert await ledger.fetchval(query_s, UUID(others[0])) == 3_600
     await window_over(ledger, [first])
     assert await worker.step() == 1
     assert await ledger.fetchval(query_s, UUID(first)) is None

@@ -177,6 +177,33 @@ async def test_campaign_that_cannot_be_read_is_alerted_and_does_not_keep_the_oth
     assert (worker.mended, await open_alerts(ledger)) == (4, {"unchecked": 1})
 
 
+async def test_campaign_of_another_program_is_alerted_and_does_not_keep_the_others_waiting(
+    sale: Sale, desk: CampaignDesk, settings: Settings, store: SharedConnection, ledger: Pool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Its definition is one that this program does not take. The others: one listed before it, one behind it."""
+    other = await Sale.open(desk, {"red": 5})
+    for one in (sale, other):
+        await one.accept(store, 2)
+        await entry_lost(store, one.parts[0].keys)
+    bad = await Sale.open(desk, {"red": 5})
+    sound = await ledger.fetchval("SELECT spec::text FROM campaigns WHERE campaign = $1", bad.campaign)
+    change = "UPDATE campaigns SET spec = $2::jsonb WHERE campaign = $1"
+    await ledger.execute(change, bad.campaign, sound.replace('"spread": 1', '"spread": "many"'))
+    worker = reconciler(settings, ledger)
+    for _ in range(3):
+        await worker.step()
+    assert (worker.mended, await open_alerts(ledger)) == (4, {"unchecked": 3})
+    assert await ledger.fetchval("SELECT campaign FROM alerts") == bad.campaign
+    [line] = [r for r in caplog.records if r.getMessage() == "campaign cannot be checked"]
+    assert line.exc_info is not None
+    await ledger.execute(change, bad.campaign, sound)
+    await worker.step()
+    assert await open_alerts(ledger) == {}
+    worker.stop()
+    await worker.run()
+
+
 async def test_worker_waits_while_the_ledger_is_away_and_goes_on_by_itself(
     sale: Sale, settings: Settings, dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:

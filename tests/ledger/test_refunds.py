@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from asyncpg.pgproto.pgproto import UUID
+from msgspec.structs import replace
 
 from core.desk import moves
 from core.desk.campaigns import CampaignDesk
@@ -135,7 +136,7 @@ async def test_refund_in_part_is_asked_for_approved_and_done(
     wanted = await ask(refunds, order, amount=100, reason="scratched")
     assert (wanted.refund_no, wanted.state, wanted.amount) == ("req_3", "requested", 100)
     assert wanted.lines == [RefundShare("red", 0, 100)]
-    assert await ask(refunds, order, amount=100) == wanted  # again, while it waits
+    assert await ask(refunds, order, amount=100) == replace(wanted, repeated=True)  # while it waits
     assert await asked(ledger, order) == []
     approved = await refunds.approve(order, "req_3", "operator")
     assert (approved.refund_no, approved.request_no, approved.state) == ("ref_4", "req_3", "approved")
@@ -174,7 +175,7 @@ async def test_units_under_review_cannot_be_asked_for_by_another_request(
     two = await ask(refunds, order, lines=[Item("red", 2)])
     with pytest.raises(Conflicting, match=r"^1 of red can still"):
         await ask(refunds, order, lines=[Item("red", 3)])
-    assert await ask(refunds, order, lines=[Item("red", 2)]) == two
+    assert await ask(refunds, order, lines=[Item("red", 2)]) == replace(two, repeated=True)
     await refunds.reject(order, two.refund_no, "operator")
     assert (await ask(refunds, order, lines=[Item("red", 3)])).amount == 300
 
@@ -213,7 +214,7 @@ async def test_granted_refund_is_approved_at_once_and_again_is_that_one_until_it
     one = RefundRequest(lines=[Item("red", 1)], reason="scratched")
     granted = await refunds.grant(order, one, "operator")
     assert (granted.refund_no, granted.state, granted.amount, granted.reason) == ("ref_3", "approved", 100, "scratched")
-    assert await refunds.grant(order, one, "operator") == granted
+    assert await refunds.grant(order, one, "operator") == replace(granted, repeated=True)
     assert await asked(ledger, order) == ["ref_3"]
     assert (await refunds.grant(order, RefundRequest(lines=[Item("red", 1)]), "operator")).refund_no == "ref_4"
     assert await pay(orders, order, "ref_3", amount=100, status="refunded") == Moved("paid", 4, False)
@@ -221,12 +222,27 @@ async def test_granted_refund_is_approved_at_once_and_again_is_that_one_until_it
         await refunds.grant(order, RefundRequest(amount=101), "operator")
     rest = await refunds.grant(order, RefundRequest(), "operator")
     assert (rest.amount, rest.reason) == (100, "refund_approved")
-    assert await refunds.grant(order, RefundRequest(), "operator") == rest
+    assert await refunds.grant(order, RefundRequest(), "operator") == replace(rest, repeated=True)
     assert [e.actor for e in await orders.events(order, 2)] == ["operator"] * 3
     assert await orders.act(order, "cancel", *WHO) == Moved("refund_pending", 6, True)  # nothing more is asked back
     assert await asked(ledger, order) == ["ref_3", "ref_4", "ref_5"]
     with pytest.raises(NotAllowed):
         await refunds.grant(order, RefundRequest(amount=1), "operator")
+
+
+async def test_all_that_is_left_is_paid_back_though_it_equals_an_earlier_refund(
+    sale: Sale, orders: OrderDesk, refunds: RefundDesk, ledger: Pool
+) -> None:
+    order = (await ids(ledger))[0]  # of 300
+    await pay(orders, order)
+    first = await refunds.grant(order, RefundRequest(amount=100), "operator")
+    half = await refunds.grant(order, RefundRequest(amount=100, reason="again"), "operator")
+    rest = await refunds.grant(order, RefundRequest(), "operator")
+    assert (first.amount, half.amount, rest.amount) == (100, 100, 100)
+    assert len({first.refund_no, half.refund_no, rest.refund_no}) == 3
+    assert not rest.repeated
+    assert await refunds.grant(order, RefundRequest(), "operator") == replace(rest, repeated=True)
+    assert len(await asked(ledger, order)) == 3
 
 
 async def test_operator_confirms_a_refund_that_the_payment_centre_never_reported(
@@ -237,12 +253,16 @@ async def test_operator_confirms_a_refund_that_the_payment_centre_never_reported
     part = await ask(refunds, order, amount=60)
     with pytest.raises(NotAllowed) as refused:  # nobody has approved it
         await refunds.confirm(order, part.refund_no, "operator")
+    assert str(refused.value) == (
+        "`confirm` is not possible for a refund that is requested; allowed now: approve, reject"
+    )
     assert refused.value.allowed == ["approve", "reject"]
     booked = (await refunds.approve(order, part.refund_no, "operator")).refund_no
     await orders.act(order, "cancel", *WHO)
     rest = next(r for r in await refunds.list(order, None) if r.state == "approved" and r.refund_no != booked)
-    with pytest.raises(NotAllowed, match="confirm-refund"):
+    with pytest.raises(NotAllowed) as refused:
         await orders.operate(order, "refunded", "operator")
+    assert (str(refused.value), refused.value.allowed) == (OWN_CALLS["refunded"], ["refunded"])
     assert (await refunds.confirm(order, booked, "operator")).state == "done"
     assert (await orders.events(order, 4))[-1].to_state == "refund_pending"  # the rest is still due
     assert (await refunds.confirm(order, rest.refund_no, "operator")).state == "done"
@@ -253,6 +273,26 @@ async def test_operator_confirms_a_refund_that_the_payment_centre_never_reported
     late = await pay(orders, order, rest.refund_no, amount=rest.amount, status="refunded")
     assert (late.state, late.moved) == ("refunded", False)
     assert (await orders.events(order, 5))[-1].actor == "operator"
+
+
+async def test_confirmed_refund_is_asked_of_the_payment_centre_no_more(
+    sale: Sale, orders: OrderDesk, refunds: RefundDesk, ledger: Pool
+) -> None:
+    """Neither by the relay nor by a replay of what it could not deliver."""
+    order = (await ids(ledger))[0]
+    await pay(orders, order)
+    waiting = await refunds.grant(order, RefundRequest(amount=1), "operator")
+    given_up = await refunds.grant(order, RefundRequest(amount=2), "operator")
+    other = await refunds.grant(order, RefundRequest(amount=3), "operator")
+    await ledger.execute(
+        "WITH gone AS (DELETE FROM outbox WHERE topic = 'refund' AND version = $1 RETURNING *) "
+        "INSERT INTO dead_messages SELECT shard, order_id, version, topic, at, now(), 12, 'away' FROM gone",
+        int(given_up.refund_no.removeprefix("ref_")),
+    )
+    for refund in (waiting, given_up):
+        assert (await refunds.confirm(order, refund.refund_no, "operator")).state == "done"
+    assert await asked(ledger, order) == [other.refund_no]
+    assert await ledger.fetchval("SELECT count(*) FROM dead_messages") == 0
 
 
 async def test_operator_makes_any_step_that_needs_no_more_than_its_name(
@@ -266,13 +306,13 @@ async def test_operator_makes_any_step_that_needs_no_more_than_its_name(
         assert str(refused.value).startswith(OWN_CALLS[action])
         assert "suspend" in refused.value.allowed
     for action in ("urge", "expire", "resume", "pay", "nonsense"):
-        with pytest.raises(NotAllowed, match=f"cannot {action}"):
+        with pytest.raises(NotAllowed, match=f"^`{action}` is not possible for an order that is paid"):
             await orders.operate(order, action, "operator")
     for action in ("pick", "ship", "receive", "return", "reject_return", "complete_early"):
         moved = await orders.operate(order, action, "operator")
     assert moved == Moved("completed", 8, True)
     assert await asked(ledger, order) == []
-    with pytest.raises(NotAllowed, match=r"^an order that is completed cannot change"):
+    with pytest.raises(NotAllowed, match=r"^`change` is not possible for an order that is completed; "):
         await orders.operate(order, "change", "operator")
 
 

@@ -128,6 +128,25 @@ async def test_order_cancelled_after_it_was_sold_gives_units_and_limits_back_onc
     await balanced(auditor, sale)
 
 
+async def test_return_that_the_store_refuses_keeps_no_other_back(
+    sale: Sale, orders: OrderDesk, ledger: Pool, services: Services, store: SharedConnection
+) -> None:
+    """A hold without units under a sold order: what a store restored from an old copy may have."""
+    odd, *others = await ids(ledger)
+    keys = sale.parts[0].keys
+    [hold] = await store.exchange([("HGET", keys.holds, odd)])
+    for order in (odd, *others):
+        await orders.pay(paid(order, amount=300), order)
+    await run(ledger, services)
+    await store.exchange([("HSET", keys.holds, odd, hold[:-13] + bytes([hold[-13] | 16]) + hold[-12:])])
+    for order in (odd, *others):
+        await orders.act(order, "cancel", "operator", "operator")
+    assert await run(ledger, services) == len(others)
+    assert [r[0].bytes for r in await ledger.fetch("SELECT order_id FROM outbox WHERE topic = 'restock'")] == [odd]
+    pending = await ledger.fetch("SELECT move_id FROM stock_moves WHERE kind = 'return' AND state = 'pending'")
+    assert {r[0].rpartition(".")[0] for r in pending} == {f"return.{text_of(odd)}.3"}
+
+
 async def test_return_that_overtakes_its_settle_ends_the_same(
     sale: Sale, orders: OrderDesk, ledger: Pool, services: Services, scripts: Scripts, auditor: Auditor,
     store: SharedConnection,

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 
 from core.errors import ConfigInvalid, Fault, Invalid, StoreUnavailable
+from core.model import CampaignSpec
 from core.settings import Settings
 from ops import cli
 from ops.campaign_commands import read_campaign
@@ -63,6 +65,9 @@ def test_wrong_usage_exits_2_and_says_how(argv: list[str], capsys: pytest.Captur
         (StoreUnavailable("gone"), 1, "rushgate: gone\n"),
         (Fault("odd"), 1, "rushgate: odd\n"),
         (Invalid("must not be 0", "units"), 1, "rushgate: units: must not be 0\n"),
+        (Invalid("must not be 0", "UNITS"), 2, "rushgate: UNITS: must not be 0\n"),
+        (Invalid("is no order id", "--order"), 2, "rushgate: --order: is no order id\n"),
+        (Invalid("odd"), 1, "rushgate: odd\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -117,7 +122,17 @@ def test_campaign_file_that_is_bad_names_itself_and_the_field(
     file.write_text(text)
     with pytest.raises(Invalid) as caught:
         read_campaign(file, name)
-    assert str(caught.value).startswith(says.format(file=file))
+    where = f"{caught.value.field}: " if caught.value.field else ""
+    assert f"{where}{caught.value}".startswith(says.format(file=file))
+
+
+def test_sample_campaign_has_every_field_and_its_defaults() -> None:
+    sample = Path(__file__).resolve().parents[2] / "deploy" / "sample" / "campaign.toml"
+    fields = re.findall(r"(?m)^(?:# )?\[*(\w+)(?:\]| = )", sample.read_text())
+    assert set(CampaignSpec.__struct_fields__) <= set(fields)
+    _, spec = read_campaign(sample, None)
+    for name in ("delivery_within_s", "after_sales_s"):
+        assert f"# {name} = {getattr(spec, name)} " in sample.read_text()
 
 
 def stack_file(folder: Path, **values: Any) -> None:

@@ -1,11 +1,12 @@
 """What callers may send: the limit on every field, and errors that say where and why."""
 
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import pytest
 
-from core.model import MAX_LINES, CampaignSpec, OrderRequest, explain
+import core.model
+from core.model import MAX_LINES, WORDS, CampaignSpec, OrderRequest, Payment, Restock, explain
 
 ORDER: dict[str, Any] = {"buyer_id": "b", "items": [{"sku": "red", "quantity": 1}]}
 CAMPAIGN: dict[str, Any] = {
@@ -94,3 +95,50 @@ def test_campaign_past_a_bound_names_the_field(change: dict[str, Any], field: st
 def test_campaign_reads_back() -> None:
     made = msgspec.convert(CAMPAIGN, CampaignSpec)
     assert msgspec.json.decode(msgspec.json.encode(made), type=CampaignSpec) == made
+
+
+PAYMENT: dict[str, Any] = {
+    "payment_no": "p", "order_id": "x" * 36, "amount": 1, "currency": "CNY", "status": "paid",
+    "paid_at": "2026-11-22T10:00:00Z",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "field", "why"),
+    [
+        (Payment, PAYMENT | {"currency": "cny"}, "currency",
+         "must be a currency's three capital letters (ISO 4217), such as CNY"),
+        (Payment, PAYMENT | {"status": "magic"}, "status", "'magic' is none of paid, failed, refunded"),
+        (Payment, PAYMENT | {"status": "m" * 9_000}, "status", f"'{'m' * 63}… is none of paid, failed, refunded"),
+        (Payment, PAYMENT | {"status": "x - at `$.amount`"}, "status",
+         "'x - at `$.amount`' is none of paid, failed, refunded"),
+        (CampaignSpec, CAMPAIGN | {"order_type": "ticket"}, "order_type",
+         "'ticket' is none of goods, virtual, reserve_at_payment"),
+        (OrderRequest, ORDER | {"items": [{"sku": "re d", "quantity": 1}]}, "items[0].sku",
+         "must be A-Z, a-z, 0-9, ., _ and -, the first one a letter or a digit"),
+        (OrderRequest, ORDER | {"buyer_id": "a b"}, "buyer_id", "must be visible ASCII characters without blanks"),
+    ],
+)  # fmt: skip
+def test_error_is_told_in_words(kind: Any, body: dict[str, Any], field: str, why: str) -> None:
+    assert refused(kind, body) == (field, why)
+
+
+def sent_fields() -> list[Any]:
+    """The annotation of every field that a caller may send, and of what is in it."""
+    kinds = [k for k in vars(core.model).values() if isinstance(k, type) and issubclass(k, msgspec.Struct)]
+    strict = [k for k in kinds if k.__struct_config__.forbid_unknown_fields]
+    assert {OrderRequest, Payment, Restock, CampaignSpec} <= set(strict)
+    todo = [field.type for kind in strict for field in msgspec.structs.fields(kind)]
+    found = []
+    while todo:
+        found.append(todo.pop())
+        todo += getattr(found[-1], "__metadata__", ()) if get_origin(found[-1]) is not Literal else ()
+        todo += get_args(found[-1]) if get_origin(found[-1]) is not Literal else ()
+    return found
+
+
+def test_every_pattern_has_words_and_every_choice_is_told() -> None:
+    patterns = {part.pattern for part in sent_fields() if isinstance(part, msgspec.Meta) and part.pattern}
+    assert patterns <= set(WORDS)
+    choices = {tuple(get_args(part)) for part in sent_fields() if get_origin(part) is Literal}
+    assert choices == set(core.model._CHOICES.values())

@@ -1,7 +1,12 @@
 """The OpenAPI document: valid, and about exactly what is served."""
 
+import base64
+import hashlib
+import hmac
 from typing import Any, cast
 
+import pytest
+from jsonschema import Draft202012Validator, FormatChecker
 from openapi_spec_validator import validate
 
 from gateway.access import Access
@@ -46,6 +51,7 @@ def test_every_code_of_an_order_is_named_by_its_status() -> None:
     responses = document()["paths"]["/v1/campaigns/{campaign}/orders"]["post"]["responses"]
     elsewhere = {"conflict", "unknown_order", "unknown_refund", "not_found", "method_not_allowed"}
     elsewhere |= {"not_allowed", "contradicts", "signature_invalid", "on_its_way"}  # of what comes after the 202
+    elsewhere |= {"operators_only"}
     elsewhere |= {"head_too_large"}  # of the protocol, before there is a path
     for code, (status, _) in CODES.items():
         if code not in elsewhere:
@@ -92,3 +98,30 @@ def test_order_body_names_the_bounds_of_its_fields() -> None:
     schemas = document()["components"]["schemas"]
     assert schemas["Item"]["properties"]["quantity"] == {"type": "integer", "minimum": 1, "maximum": 1_000}
     assert schemas["OrderRequest"]["additionalProperties"] is False
+
+
+def test_every_call_for_operators_alone_says_what_a_channel_is_told() -> None:
+    for path, _, operation in operations():
+        alone = operation["security"] == [{"adminToken": []}]
+        assert ("operators_only" in operation["responses"].get("403", {"description": ""})["description"]) == alone, (
+            path
+        )
+
+
+@pytest.mark.parametrize("path", ["/v1/payments/callback", "/v1/partners/{partner}/callback"])
+def test_example_of_a_callback_fits_its_schema_and_its_signature_its_body(path: str) -> None:
+    found = document()
+    operation = found["paths"][path]["post"]
+    body = operation["requestBody"]["content"]["application/json"]
+    schema = body["schema"] | {"components": found["components"]}
+    assert body["examples"]
+    for example in body["examples"].values():
+        Draft202012Validator(schema, format_checker=FormatChecker()).validate(example["value"])
+    # By hand, from what the description says and nothing else.
+    words = operation["description"]
+    secret = words.split("`whsec_")[-1].split("`")[0]
+    lines = [line.strip() for line in words.splitlines() if line.startswith("    ")]
+    headers = dict(line.split(": ") for line in lines[1:])
+    content = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.{lines[0]}".encode()
+    digest = hmac.new(base64.b64decode(secret), content, hashlib.sha256).digest()
+    assert headers["webhook-signature"] == "v1," + base64.b64encode(digest).decode()

@@ -6,7 +6,7 @@ import pytest
 import gateway.body
 import gateway.catalogue
 import gateway.prepare
-from core.errors import ConfigInvalid, Fault, Invalid, SchemaMismatch, StoreUnavailable
+from core.errors import ConfigInvalid, Fault, Invalid, NotAllowed, SchemaMismatch, StoreUnavailable
 from gateway.problems import CODES, OF_OUTCOME, fault, problem, refusal, refusal_body
 from lua.reserve import ReserveCode
 
@@ -60,3 +60,12 @@ def test_every_status_is_an_error_and_every_title_a_sentence_without_end() -> No
         assert 400 <= status < 600, code
         assert title[0].isupper(), code
         assert not title.endswith("."), code
+
+
+@pytest.mark.parametrize("allowed", [[], ["pick"]])
+def test_not_allowed_always_tells_what_is(allowed: list[str]) -> None:
+    found = msgspec.json.decode(msgspec.json.encode(fault(NotAllowed("paid", "lost", allowed))))
+    assert (found["code"], found["allowed"]) == ("not_allowed", allowed)
+    assert found["detail"] == "`lost` is not possible for an order that is paid; allowed now: " + (
+        "pick" if allowed else "nothing"
+    )

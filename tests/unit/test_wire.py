@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from core.model import ShipTo
 from core.wire import (
+    TAIL_BYTES,
     EntryInvalid,
     Header,
     Held,
+    HoldInvalid,
     Placed,
     decode_held,
     decode_placed,
@@ -60,6 +62,19 @@ def test_hold_reads_back_with_its_stamp(value: Held, accepted_ms: int, pay_by_ms
 def test_hold_says_whether_it_has_units_whatever_it_was_counted_for(counted: int, empty: bool) -> None:
     hold = encode(Held("app", "k", "b", ITEMS, 100, "CNY", "", "")) + bytes([counted + 16 * empty]) + b"\x10" * 12
     assert has_units(hold) is not empty
+
+
+@pytest.mark.parametrize("hold", [b"", b"short", b"\x10" * TAIL_BYTES])
+def test_hold_that_is_too_short_is_invalid_whatever_is_asked(hold: bytes) -> None:
+    for read in (read_hold, has_units):
+        with pytest.raises(HoldInvalid, match=f"{len(hold)} bytes"):
+            read(hold)
+
+
+@pytest.mark.parametrize("hold", [b"\xc1", b"\x98", b"x" * 40, b"\xa3\xff\xff\xff"])
+def test_hold_that_is_no_msgpack_of_ours_is_invalid(hold: bytes) -> None:
+    with pytest.raises(HoldInvalid):
+        read_hold(hold + b"\x00" * TAIL_BYTES)
 
 
 def test_wire_text_is_never_msgpack_bin() -> None:

@@ -1,6 +1,7 @@
 -- 0005 pre: orders are received and completed by time; what the reconcile worker mends and finds; dead orders given up stay on record.
 -- Lock  ACCESS EXCLUSIVE on orders and dead_letters for an instant each; SHARE on orders while the (empty) index is built.
--- Undo  DROP TABLE alerts, repairs; ALTER TABLE dead_letters DROP COLUMN dropped_at; DROP INDEX orders_timer;
+-- Undo  DROP TABLE alerts, repairs; ALTER TABLE dead_letters DROP COLUMN dropped_at,
+--       DROP COLUMN replayed_at; DROP INDEX orders_timer;
 --       ALTER TABLE orders DROP COLUMN timer_at;
 SET LOCAL lock_timeout = '5s';
 
@@ -31,4 +32,4 @@ CREATE TABLE alerts (
     CONSTRAINT alerts_pkey PRIMARY KEY (shard, campaign, kind)
 );
 
-ALTER TABLE dead_letters ADD COLUMN dropped_at timestamptz;
+ALTER TABLE dead_letters ADD COLUMN dropped_at timestamptz, ADD COLUMN replayed_at timestamptz;
