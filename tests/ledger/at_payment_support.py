@@ -2,20 +2,20 @@
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import Any
 
 from asyncpg.pgproto.pgproto import UUID
 
 from core.desk.campaigns import CampaignDesk
 from core.ledger.pool import Pool
 from core.settings import Settings
-from lua.connection import SharedConnection, StoreConnection
+from lua.connection import SharedConnection
 from lua.scripts import Scripts
-from tests.conftest import Services
 from tests.ledger.support import Sale, drain, make_worker
-from tests.ledger.test_relay_restock import Died, Mortal
-from tests.support import SHARDS
-from workers.relay import RelayWorker
+from tests.ledger.test_relay_restock import Died, Mortal, run
+from tests.ledger.test_relay_restock import relay as relay_on
+
+__all__ = ["relay_on", "run"]
 
 ORDERS = 20
 UNITS = 5
@@ -44,22 +44,6 @@ class Broken(Mortal):
             yield connection
         if self._act:
             raise Died
-
-
-def relay_on(ledger: Pool | Mortal, services: Services) -> RelayWorker:
-    """A relay that is not running yet."""
-    return RelayWorker(cast(Pool, ledger), StoreConnection(services.store_url, "fsync", 10.0, "r"), range(SHARDS))
-
-
-async def run(ledger: Pool | Mortal, services: Services) -> int:
-    """All of the store's messages that are due are delivered; how many there were."""
-    worker = relay_on(ledger, services)
-    try:
-        while await worker.step():
-            pass
-    finally:
-        await worker.run_down()
-    return worker.delivered
 
 
 async def stock(scripts: Scripts, sale: Sale) -> tuple[int, int, int]:
