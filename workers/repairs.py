@@ -35,9 +35,7 @@ ENDINGS = {"settle": "settled", "release": "released"}  # topic that ends a hold
 
 def ending_moves(order_type: str) -> tuple[list[str], list[str], list[str]]:
     """The moves of a flow that end a hold, as parallel lists: state before, action, topic."""
-    found = [(s.state, s.action, t) for s in FLOWS[order_type].steps for t in s.messages if t in ENDINGS]
-    states, actions, topics = (list(column) for column in zip(*found, strict=True))
-    return states, actions, topics
+    return FLOWS[order_type].ending_moves()
 
 
 @dataclass

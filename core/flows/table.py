@@ -93,6 +93,12 @@ class Flow:
         """The actions that `actor` may take in `state`, in the table's order."""
         return [s.action for s in self.steps if s.state == state and actor in s.actors]
 
+    def ending_moves(self) -> tuple[list[str], list[str], list[str]]:
+        """The moves that end an order's hold, as parallel lists: state before, action, topic."""
+        found = [(s.state, s.action, t) for s in self.steps for t in s.messages if t in ("settle", "release")]
+        states, actions, topics = (list(column) for column in zip(*found, strict=True))
+        return states, actions, topics
+
     def reachable(self, state: str) -> set[str]:
         """All states that can follow `state`, itself among them."""
         found, todo = {state}, [state]

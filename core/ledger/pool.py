@@ -19,6 +19,8 @@ AWAY = (
     TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    # asyncpg has read why the server ends a connection, and is used again before it has seen the end itself.
+    asyncpg.InternalClientError,
     asyncpg.CannotConnectNowError,
     asyncpg.OperatorInterventionError,  # shutdown, and a cancelled statement
     asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
