@@ -191,7 +191,7 @@ async def test_callback_after_the_end_is_taken_and_its_money_goes_back_once(
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [
-        ({"amount": 99}, "amount"), ({"amount": 10_000}, "amount"), ({"currency": "EUR"}, "amount"),
+        ({"amount": 99}, "amount"), ({"amount": 10_000}, "amount"), ({"currency": "EUR"}, "currency"),
         ({"payment_no": "known", "status": "failed"}, "payment_no"),
         ({"payment_no": "known", "amount": 99}, "amount"),
         ({"payment_no": "ref_2", "status": "refunded"}, "payment_no"),
