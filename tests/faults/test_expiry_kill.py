@@ -15,7 +15,7 @@ from core.flows.table import Step
 from core.ledger.pool import Pool
 from core.settings import Settings
 from lua.connection import SharedConnection
-from tests.faults.support import Process, Spawn, die
+from tests.faults.support import Process, Spawn, at_work, die
 from tests.ledger.relay_support import balanced, ids
 from tests.ledger.support import Sale, drain, make_worker, waiting_for_lock
 from tests.ledger.test_lifecycle import overdue, paid
@@ -81,13 +81,8 @@ async def stuck(dsn: str, step: Step) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def has_looked(admin: asyncpg.Connection | Pool) -> bool:
-    """An expiry worker has looked, and waits for the next look."""
-    return bool(
-        await admin.fetchval(
-            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' "
-            "AND application_name LIKE 'rushgate-expiry%' AND query LIKE '-- due_shards%')"
-        )
-    )
+    """An expiry worker has looked: it asks the ledger long after it began, and it looks five times a second."""
+    return await at_work(admin, "expiry")
 
 
 async def ended(ledger: Pool, step: Step) -> bool:

@@ -10,7 +10,7 @@ from core.ledger.pool import Pool
 from core.settings import Settings
 from lua.connection import SharedConnection
 from lua.scripts import Scripts
-from tests.faults.support import Process, Spawn, die
+from tests.faults.support import Process, Spawn, at_work, die
 from tests.ledger.reconcile_support import cancel, entry_lost, relay, repairs, stock
 from tests.ledger.relay_support import balanced, ids
 from tests.ledger.support import Sale, drain, intake, make_worker, table_locked, waiting_for_lock
@@ -50,10 +50,7 @@ async def second_finishes(
     """Another worker does what is left, and stops gracefully; each order has its one repair."""
 
     async def mended() -> bool:
-        looked = await ledger.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND application_name LIKE 'rushgate-reconcile%' AND query LIKE '-- end_alerts%'"
-        )  # the last statement of a round
+        looked = await at_work(ledger, "reconcile")
         return looked and len(await repairs(ledger)) == 4 and (await auditor.audit(sale.campaign)).lost == 0
 
     child = await start()
