@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run up test test-debian check format docs lock clean bench
+.PHONY: help install run up test test-debian check format docs lock clean bench faults
 
 help: ## show this help
 	@echo "Rushgate: takes the orders of a flash sale. Targets:"
@@ -48,6 +48,10 @@ format: $(STAMP) ## let ruff format and mend what it can
 
 docs: $(STAMP) ## make the tables of docs/operations.md from the code
 	@$(BIN)/python -m ops.documents
+
+faults: $(STAMP) ## the stack under drawn faults, judged: SEED=… MINUTES=… (10), or ROUNDS=…; FAULTS=a,b names them
+	@$(BIN)/python -m tests.faults.nemesis $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FAULTS),--faults $(FAULTS))
 
 bench: $(STAMP) ## the figures of docs/performance.md on this machine
 	@$(BIN)/python -m bench

@@ -15,6 +15,7 @@ from bench.services import Services, services
 
 PARTS: dict[str, Callable[[Services], Awaitable[dict[str, Any]]]] = {
     "store": store.measure,
+    "durability": store.measure_levels,
     "intake": intake.measure,
     "drain": drain.measure,
     "relay": relay.measure,

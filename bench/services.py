@@ -15,6 +15,7 @@ from core.settings import Settings
 from core.wire import Held, encode, fingerprint
 from gateway.catalogue import Sale
 from lua.connection import SharedConnection
+from lua.durability import Durability
 from lua.reserve import Ask
 from ops.desk import connect_ledger, open_desk
 from ops.embedded_ledger import EmbeddedLedger
@@ -29,6 +30,7 @@ class Services(NamedTuple):
 
     settings: Settings
     store_process: EmbeddedStore
+    replica_process: EmbeddedStore | None  # at level `replicated`
     ledger_process: EmbeddedLedger
     store: SharedConnection
     desk: CampaignDesk
@@ -55,13 +57,18 @@ def campaign_spec() -> CampaignSpec:
 
 
 @contextlib.asynccontextmanager
-async def services() -> AsyncIterator[Services]:
+async def services(durability: Durability = "fsync") -> AsyncIterator[Services]:
     """Embedded Valkey (fsync before each reply) and Postgres in a temporary folder, gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="rushgate-bench-") as folder:
-        store, ledger = EmbeddedStore(folder), EmbeddedLedger(folder)
+        store, ledger = EmbeddedStore(folder, appendonly=durability != "memory"), EmbeddedLedger(folder)
+        replica = EmbeddedStore(folder, replica_of=store, name="replica-1") if durability == "replicated" else None
         try:
+            store_url = await store.start()
+            if replica is not None:
+                await replica.start()
             settings = Settings(
-                store_url=await store.start(),
+                store_url=store_url,
+                durability=durability,
                 ledger_dsn=await ledger.start(),
                 channel_keys={"app": CHANNEL_KEY},
                 log_level="warning",
@@ -70,8 +77,10 @@ async def services() -> AsyncIterator[Services]:
             await migrate(connection)
             await connection.close()
             async with open_desk(settings) as desk:
-                yield Services(settings, store, ledger, desk.store, desk.campaigns)
+                yield Services(settings, store, replica, ledger, desk.store, desk.campaigns)
         finally:
+            if replica is not None:
+                await replica.stop()
             await store.stop()
             await ledger.stop()
 

@@ -41,6 +41,15 @@ class StoreNotAsPromised(StoreUnavailable):
     code = "store_not_as_promised"
 
 
+class Recovering(StoreUnavailable):
+    """The store, or this campaign in it, is being recovered after a loss: nothing is sold until that is over.
+
+    What was accepted before keeps its key: the same request gives the same order again afterwards.
+    """
+
+    code = "recovering"
+
+
 class LedgerUnavailable(Fault):
     """No usable answer from the ledger in time. Intake does not need it and goes on."""
 
@@ -56,11 +65,18 @@ class SchemaMismatch(Fault):
 
 
 class Overloaded(Fault):
-    """A queue stands at its bound: the newest request is refused, nothing accepted is dropped."""
+    """A queue stands at its bound: the newest request is refused, nothing accepted is dropped.
+
+    `retry_after_s`: when it is worth to come again, seconds; 0 = as after any 503.
+    """
 
     status = 503
     code = "overloaded"
     retryable = True
+
+    def __init__(self, why: str, retry_after_s: int = 0) -> None:
+        super().__init__(why)
+        self.retry_after_s = retry_after_s
 
 
 class CampaignUnknown(Fault):

@@ -290,6 +290,7 @@ class AuditReport(Struct, frozen=True, kw_only=True):
     over_limit: int  # buyers, IPs or devices past a limit
     in_flight: int
     dead_lettered: int
+    gap: int = 0  # numbers that nobody has, of orders that the store lost before it was rebuilt
     skus: list[AuditSku]
     findings: list[str]
 

@@ -32,7 +32,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     store_url: Annotated[str, Meta(description="Store, e.g. `redis://:password@host:6379/0`. Empty: `rushgate up` starts an embedded Valkey.")] = ""  # fmt: skip # noqa: E501
     ledger_dsn: Annotated[str, Meta(description="Ledger, e.g. `postgresql://user:password@host/rushgate`. Empty: `rushgate up` starts an embedded Postgres.")] = ""  # fmt: skip # noqa: E501
-    durability: Annotated[Literal["memory", "fsync"], Meta(description="What a 202 is worth: `fsync` = on the store's disk before the answer; `memory` = in its memory. Checked at every connect.")] = "fsync"  # fmt: skip # noqa: E501
+    durability: Annotated[Literal["memory", "fsync", "replicated"], Meta(description="What a 202 is worth: `fsync` = on the store's disk before the answer; `memory` = in its memory; `replicated` = on its disk and confirmed by replicas. Checked at every connect.")] = "fsync"  # fmt: skip # noqa: E501
+    replicas: Annotated[int, Meta(ge=1, le=8, description="Replicas of the store that must confirm at level `replicated`. `rushgate up` starts as many beside an embedded Valkey.")] = 1  # fmt: skip # noqa: E501
+    replica_wait_ms: Annotated[int, Meta(ge=1, le=60_000, description="Longest wait for the replicas' confirmation, ms; then 503, and the same key is safe.")] = 500  # fmt: skip # noqa: E501
     shards: Annotated[int, Meta(ge=1, le=MAX_SHARDS, description="Shards of this deployment; fixed for its life.")] = 64  # fmt: skip # noqa: E501
     admin_token: Annotated[str, Meta(description="Secret of the admin calls, 16 characters or more. Empty: they are refused.")] = ""  # fmt: skip # noqa: E501
     channel_keys: Annotated[dict[str, str], Meta(description="Secrets of the channels, 16 characters or more: `app=SECRET,web=SECRET`; `app.2=SECRET` gives `app` a second one.")] = {}  # fmt: skip # noqa: E501
@@ -53,10 +55,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     body_bytes: Annotated[int, Meta(ge=256, le=1_048_576, description="Largest body of one order, bytes; beyond it 413.")] = 16_384  # fmt: skip # noqa: E501
     batch_body_bytes: Annotated[int, Meta(ge=1_024, le=67_108_864, description="Largest body of `orders:batch`, bytes; beyond it 413.")] = 4_194_304  # fmt: skip # noqa: E501
     queue_orders: Annotated[int, Meta(ge=1, le=1_000_000, description="Most requests that wait for the store in one gateway process; beyond it 503 `overloaded`.")] = 20_000  # fmt: skip # noqa: E501
+    intake_high_orders: Annotated[int, Meta(ge=1, le=100_000_000, description="Accepted orders that may wait for the ledger on the shards that a gateway sells on; beyond it 503 `overloaded`, until half of them have gone.")] = 500_000  # fmt: skip # noqa: E501
+    intake_max_age_s: Annotated[float, Meta(gt=0, le=86_400, description="How long the oldest order may wait for the ledger, seconds; beyond it 503 `overloaded`, until it is half as long.")] = 600.0  # fmt: skip # noqa: E501
+    store_memory_high: Annotated[float, Meta(ge=0.01, le=1, description="Share of the store's `maxmemory` (if it has one) beyond which new orders get 503 `overloaded`, until it is 0.05 less.")] = 0.85  # fmt: skip # noqa: E501
     store_connections: Annotated[int, Meta(ge=1, le=16, description="Intake connections to the store per gateway process. More than one makes smaller batches: measured slower.")] = 1  # fmt: skip # noqa: E501
     reserve_batch: Annotated[int, Meta(ge=1, le=512, description="Most orders in one `reserve` call.")] = 256
     store_timeout_s: Annotated[Seconds, Meta(description="Longest wait for the store's answer, seconds.")] = 2.0
     ledger_timeout_s: Annotated[Seconds, Meta(description="Longest wait for an answer of the ledger, seconds.")] = 10.0
+    recovery: Annotated[Literal["auto", "manual"], Meta(description="What becomes of campaigns that a store lost: `auto` = a reconcile worker rebuilds them from the ledger; `manual` = they stay `recovering` until `rushgate rebuild`.")] = "auto"  # fmt: skip # noqa: E501
     retry_after_s: Annotated[int, Meta(ge=1, le=600, description="`Retry-After` of a 503, seconds.")] = 1
     sold_out_lease_ms: Annotated[int, Meta(ge=0, le=900, description="How long a gateway may answer `sold_out` from memory, and how long returned units wait before they are on sale, ms. Read when a campaign opens. 0: always ask the store.")] = 400  # fmt: skip # noqa: E501
     drain_orders: Annotated[int, Meta(ge=1, le=10_000, description="Orders that a ledger worker aims to write in one transaction.")] = 1_000  # fmt: skip # noqa: E501

@@ -25,6 +25,9 @@ VERSION = b"1"
 STAMP_BYTES = 12
 TAIL_BYTES = 1 + STAMP_BYTES
 NO_UNITS = 16
+ALL_COUNTED = 15  # all four limits: what a rebuild counts, whichever are set
+# Begins the reason of dead letters that came after a rebuild had closed their epoch: they have no hold any more.
+TOO_LATE = "came too late"
 
 
 class Held(Struct, frozen=True, array_like=True):

@@ -7,7 +7,7 @@ import asyncpg
 import msgspec
 from redis.exceptions import RedisError
 
-from core.errors import CampaignLost, CampaignUnknown, Fault, Refused, StoreUnavailable
+from core.errors import CampaignLost, CampaignUnknown, Fault, Recovering, Refused, StoreUnavailable
 from core.ids import campaign_tag
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
@@ -71,6 +71,7 @@ class Catalogue:
         Raises:
             CampaignUnknown, NotOpen: what the ledger says of a campaign that the store does not hold.
             CampaignLost: the ledger says that the store should hold it.
+        Recovering: it is being rebuilt.
             StoreUnavailable, LedgerUnavailable: nobody can tell now.
         """
         sale = self.sales.get(campaign)
@@ -111,10 +112,13 @@ class Catalogue:
     async def _read(self, campaign: str) -> Sale:
         # Built, not looked up: callers choose this name, and it shall not stay in memory before it is known.
         keys = sale_keys.__wrapped__(home_shards(campaign, 1, self.shards)[0], campaign)
-        [found] = await self._store.exchange([("HMGET", keys.meta, "epoch", "version", "config")])
+        [found] = await self._store.exchange([("HMGET", keys.meta, "epoch", "version", "config", "state")])
         if isinstance(found, RedisError):
             raise StoreUnavailable(f"the store answers {type(found).__name__}: {found}")
-        epoch, version, config = found
+        epoch, version, config, state = found
+        if state == b"recovering":
+            self.sales.pop(campaign, None)
+            raise Recovering(f"campaign {campaign} is being rebuilt")
         if epoch is None or config is None:
             self.sales.pop(campaign, None)
             raise await self._why_absent(campaign)
@@ -135,6 +139,8 @@ class Catalogue:
             return CampaignUnknown(f"no campaign is called {campaign}")
         if row["state"] in ("draft", "opening"):
             return NotOpen(f"campaign {campaign} is defined and not opened yet")
+        if row["state"] == "recovering":
+            return Recovering(f"campaign {campaign} is being rebuilt")
         return CampaignLost(f"the store does not hold campaign {campaign}, which the ledger calls {row['state']}")
 
     async def _fetch(self, shard: int, campaign: str) -> asyncpg.Record | None:

@@ -14,6 +14,7 @@ from core.errors import Overloaded, StoreUnavailable
 from gateway.catalogue import Sale
 from gateway.watch import StoreWatch
 from lua.connection import Command, StoreConnection
+from lua.durability import Unconfirmed
 from lua.reserve import MAX_LINES, Answers, Ask, Fenced, Lease, Outcome, pack, read
 from lua.source import LuaSource
 
@@ -30,6 +31,13 @@ class Waiting(NamedTuple):
     slot: int
     ask: Ask
     answer: "asyncio.Future[Outcome]"
+
+
+class Refusal(NamedTuple):
+    """Why no new order is taken now, and when it is worth to come again."""
+
+    why: str
+    retry_after_s: int
 
 
 OnLeases = Callable[[Sale, int, list[Lease], float], None]
@@ -54,6 +62,7 @@ class Intake:
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self.refusal: Refusal | None = None  # set by gateway/pressure.py
         self.on_leases: OnLeases = lambda sale, slot, leases, sent_s: None
         self.on_version: OnVersion = lambda sale, version: None
 
@@ -66,8 +75,11 @@ class Intake:
     def submit(self, sale: Sale, slot: int, ask: Ask) -> "asyncio.Future[Outcome]":
         """The request is in the queue; its future gets the outcome, Fenced or StoreUnavailable.
 
-        Raises: Overloaded if the queue stands at its bound; the request was not queued.
+        Raises: Overloaded if the queue stands at its bound, or the backlog behind the store above its mark; the
+            request was not queued.
         """
+        if self.refusal is not None:
+            raise Overloaded(*self.refusal)
         if len(self._queue) >= self._bound:
             raise Overloaded("the queue before the store is full")
         answer: asyncio.Future[Outcome] = self._loop.create_future()
@@ -152,12 +164,12 @@ class Intake:
             try:
                 replies = await connection.run(RESERVE, calls)
             except StoreUnavailable as exc:
-                if isinstance(exc.__cause__, TimeoutError):
+                if isinstance(exc, Unconfirmed) or isinstance(exc.__cause__, TimeoutError):
                     raise  # it had its time: a second wait would only make the queue's longer
                 # Whether it was executed is unknown. Once more on a new connection: the same keys and ids make it safe.
                 replies = await connection.run(RESERVE, calls)
         except StoreUnavailable as exc:
-            self._watch.lost(exc)
+            self._watch.lost(exc, refused=isinstance(exc, Unconfirmed))
             for group in groups:
                 for waiting in group:
                     _fail(waiting, exc)

@@ -63,8 +63,9 @@ KEY = {
     "schema": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[!-~]+$"},
 }
 BODY = ("invalid", "malformed", "too_large")
-TAKING = ("overloaded", "store_unavailable", "store_not_as_promised", "ledger_unavailable", "campaign_lost")
-ASKING = ("store_unavailable", "store_not_as_promised", "ledger_unavailable", "overloaded", "campaign_lost")
+STORE = ("store_unavailable", "store_not_as_promised", "campaign_lost", "recovering")
+TAKING = ("overloaded", *STORE, "ledger_unavailable")
+ASKING = (*STORE, "ledger_unavailable", "overloaded")
 
 
 def operation(

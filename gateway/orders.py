@@ -3,7 +3,7 @@
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from core.errors import Fault
+from core.errors import Fault, Overloaded
 from core.model import OrderRequest
 from core.settings import Settings
 from gateway.access import Access
@@ -59,6 +59,9 @@ class OrderEndpoint:
             body = await read_body(receive, self._body_bytes)
             sale = self._taker.catalogue.sales.get(campaign) or await self._taker.catalogue.get(campaign)
             outcome = await self._taker.take(sale, channel, key.decode(), decode(decode_order, body))
+        except Overloaded as exc:
+            retry_after = b"%d" % exc.retry_after_s if exc.retry_after_s else self._retry_after
+            return await send_problem(send, fault(exc), retry_after)
         except Fault as exc:
             return await send_problem(send, fault(exc), self._retry_after)
         except Gone:

@@ -18,7 +18,7 @@ from core.desk.campaigns import CampaignDesk
 from core.desk.listing import Listing
 from core.desk.orders import OrderDesk
 from core.desk.refunds import RefundDesk
-from core.errors import ConfigInvalid, LedgerUnavailable
+from core.errors import ConfigInvalid, Fault, LedgerUnavailable
 from core.ledger.deployment import claim_deployment
 from core.ledger.pool import open_pool
 from core.settings import Settings
@@ -36,11 +36,14 @@ from gateway.lifecycle_watch import Watcher
 from gateway.lookup import Lookup
 from gateway.openapi import document
 from gateway.orders import OrderEndpoint
+from gateway.pressure import Pressure
 from gateway.soldout import SoldOut
 from gateway.take import Taker
 from gateway.views import Views
 from gateway.watch import StoreWatch, WatchedConnection
 from lua.connection import StoreConnection
+from lua.durability import Level
+from lua.life import AdmittedConnection
 
 logger = logging.getLogger("rushgate.gateway")
 
@@ -92,15 +95,14 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
     if not settings.store_url or not settings.ledger_dsn:
         raise ConfigInvalid("RUSHGATE_STORE_URL and RUSHGATE_LEDGER_DSN must be set (`rushgate up` brings its own)")
     name = f"gateway-{os.getpid()}"
+    level = Level.of(settings)
 
     def connection(kind: type[StoreConnection], what: str) -> StoreConnection:
-        return kind(settings.store_url, settings.durability, settings.store_timeout_s, f"{name}-{what}")
+        return kind(settings.store_url, level, settings.store_timeout_s, f"{name}-{what}")
 
     watch = StoreWatch()
-    store = WatchedConnection(
-        settings.store_url, settings.durability, settings.store_timeout_s, f"{name}-shared", watch
-    )
-    owned = [connection(StoreConnection, f"intake-{n}") for n in range(settings.store_connections)]
+    store = WatchedConnection(settings.store_url, level, settings.store_timeout_s, f"{name}-shared", watch)
+    owned = [connection(AdmittedConnection, f"intake-{n}") for n in range(settings.store_connections)]
     ledger = await open_pool(settings.ledger_dsn, f"rushgate-{name}", settings.ledger_timeout_s, LEDGER_CONNECTIONS)
 
     def signer(given: tuple[str, ...], place: str) -> Signer | None:
@@ -109,13 +111,14 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
     access = Access(settings.channel_keys, settings.admin_token)
     catalogue = Catalogue(store, ledger, settings.shards)
     intake = Intake(owned, settings.queue_orders, settings.reserve_batch, watch)
+    pressure = Pressure(store, catalogue, intake, settings)
     sold_out = SoldOut(store)
     taker = Taker(catalogue, intake, sold_out, Balancer(store))
     lookup = Lookup(catalogue, store, ledger)
     desk = CampaignDesk(store, ledger, settings.shards, settings.sold_out_lease_ms)
     auditor = Auditor(desk, store, ledger, settings.shards)
     openapi = msgspec.json.encode(document())
-    views = Views(access, catalogue, store, settings.durability, settings.retry_after_s, openapi)
+    views = Views(access, catalogue, store, level, settings.retry_after_s, openapi)
     watcher = Watcher(ledger, lambda: views.stopping)
     lifecycle = Lifecycle(
         access, OrderDesk(ledger, settings.shards), RefundDesk(ledger, settings.shards),
@@ -133,10 +136,14 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
         await claim_deployment(ledger, settings.shards)
     except LedgerUnavailable as exc:
         logger.warning("gateway starts without the ledger", extra={"why": exc.detail})
+    with contextlib.suppress(Fault):  # a reconcile worker judges the store, if this cannot be told now
+        await desk.admit_fresh()
     intake.start()
+    pressure.start()
     try:
         yield application, views
     finally:
+        await pressure.stop()
         await intake.flush()
         await intake.stop()
         await sold_out.stop()

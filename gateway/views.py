@@ -9,13 +9,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from core.errors import Fault, StoreNotAsPromised, StoreUnavailable
+from core.errors import Fault, Recovering, StoreUnavailable
 from core.model import Discount, Limits
 from gateway.access import Access
 from gateway.admin import json_response, problem_response
 from gateway.catalogue import Catalogue
 from gateway.problems import CODES, fault, problem
-from lua.connection import PROMISES, Durability, SharedConnection, broken_promises
+from lua.connection import SharedConnection
+from lua.durability import Level, judge, questions
+from lua.keys import intake_key
+from lua.life import look
 from lua.scripts import Scripts
 
 
@@ -47,13 +50,13 @@ class Views:
 
     def __init__(
         self, access: Access, catalogue: Catalogue, store: SharedConnection,
-        durability: Durability, retry_after_s: int, openapi: bytes,
+        level: Level, retry_after_s: int, openapi: bytes,
     ) -> None:  # fmt: skip
         self._access = access
         self._catalogue = catalogue
         self._store = store
         self._scripts = Scripts(store)
-        self._durability: Durability = durability
+        self._level = level
         self._retry_after_s = retry_after_s
         self.stopping = False
         self._openapi = openapi
@@ -81,11 +84,13 @@ class Views:
         try:
             sale = await self._catalogue.get(request.path_params["campaign"])
             [reading] = await self._scripts.audit(sale.keys[:1])
-            if reading.meta and int(reading.meta["version"]) != sale.version:
-                sale = await self._catalogue.reload(sale.campaign)  # another process has changed it
+            # Another process has changed it, or the store lost it: then this says why.
+            if (reading.meta.get("epoch"), reading.meta.get("version")) != (str(sale.epoch), str(sale.version)):
+                sale = await self._catalogue.reload(sale.campaign)
+                [reading] = await self._scripts.audit(sale.keys[:1])
         except Fault as exc:
             return problem_response(fault(exc), self._retry_after_s)
-        if not reading.meta:
+        if "opens_ms" not in reading.meta:
             return self._problem("campaign_lost")
         spec = sale.spec
         return json_response(
@@ -115,23 +120,20 @@ class Views:
             await self._ask_store()
         except StoreUnavailable as exc:
             return json_response({"ready": False, "code": exc.code, "why": exc.detail}, 503)
-        return json_response({"ready": True, "durability": self._durability})
+        return json_response({"ready": True, "durability": self._level.durability})
 
     async def _ask_store(self) -> None:
         """The store is a primary that serves, set as promised. Raises StoreUnavailable, StoreNotAsPromised."""
         # An open connection was judged when it was made. PING fails while a store loads, CONFIG and ROLE do not.
-        found, role, _ = replies = await self._store.exchange(
-            [("CONFIG", "GET", *sorted(PROMISES[self._durability])), ("ROLE",), ("PING",)]
-        )
-        for reply in replies:
-            if isinstance(reply, RedisError):
-                raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}")
-        if role[0] != b"master":
-            raise StoreUnavailable(f"the store is a {role[0].decode()}, not a primary")
-        texts = [t.decode() for t in found]
-        wrong = broken_promises(dict(zip(texts[::2], texts[1::2], strict=True)), self._durability)
-        if wrong:
-            raise StoreNotAsPromised("; ".join(wrong))
+        found, role, alive = await self._store.exchange([*questions(self._level), ("PING",)])
+        if isinstance(alive, RedisError):
+            raise StoreUnavailable(f"the store answers {type(alive).__name__}: {alive}")
+        problem = judge(self._level, found, role)
+        if problem is not None:
+            raise problem
+        await self._store.confirm(intake_key(0))  # a replica that stands still is connected for a long while
+        if not (await look(self._store)).admitted:
+            raise Recovering("the store was started anew, and is judged before orders are taken on it")
 
     async def openapi(self, request: Request) -> Response:
         """The description of all that is served."""

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from core.errors import StoreUnavailable
-from lua.connection import Command, Durability, Reply, SharedConnection
+from lua.connection import Command, LocalLevel, Reply, SharedConnection
+from lua.durability import Level
 
 logger = logging.getLogger("rushgate.gateway")
 
@@ -34,8 +35,8 @@ class StoreWatch:
 class WatchedConnection(SharedConnection):
     """A shared connection that tells the watch of its answers."""
 
-    def __init__(self, url: str, durability: Durability, timeout_s: float, name: str, watch: StoreWatch) -> None:
-        super().__init__(url, durability, timeout_s, name)
+    def __init__(self, url: str, level: Level | LocalLevel, timeout_s: float, name: str, watch: StoreWatch) -> None:
+        super().__init__(url, level, timeout_s, name)
         self._watch = watch
 
     async def exchange(self, commands: Sequence[Command]) -> list[Reply]:

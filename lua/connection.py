@@ -13,42 +13,27 @@ from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection, Connection, parse_url
 
 from core.errors import StoreNotAsPromised, StoreUnavailable
+from lua.durability import TOUCH, Level, Unconfirmed, judge, questions
+from lua.keys import touch_key
 from lua.source import LuaSource
 
-Durability = Literal["memory", "fsync"]
+LocalLevel = Literal["memory", "fsync"]  # these need no numbers, and may be given by name
 Command = Sequence[bytes | str | int]
 Reply = Any  # what hiredis makes of a reply: int, bytes, list, None, or a ResponseError in its place
 
 _pack: Any = hiredis.pack_command  # its stub takes tuples of one element only
 
-# What the store must say of itself, by durability level. Source: facts.md, "Durability of the store".
-PROMISES: dict[Durability, dict[str, str]] = {
-    "memory": {"maxmemory-policy": "noeviction"},
-    "fsync": {
-        "maxmemory-policy": "noeviction",
-        "appendonly": "yes",
-        "appendfsync": "always",
-        "no-appendfsync-on-rewrite": "no",
-    },
-}
-
-
-def broken_promises(found: dict[str, str], durability: Durability) -> list[str]:
-    """What is not set as the level wants it, as sentences for people; empty = all is well."""
-    return [
-        f"{name} is {found.get(name, 'unknown')!r}, durability {durability!r} needs {wanted!r}"
-        for name, wanted in PROMISES[durability].items()
-        if found.get(name) != wanted
-    ]
-
 
 class StoreConnection:
     """A connection that one task owns. Not for use by two tasks at once."""
 
-    def __init__(self, url: str, durability: Durability, timeout_s: float, name: str) -> None:
-        """Makes no contact yet. `timeout_s` bounds a connect and an exchange; `name` is shown by CLIENT LIST."""
-        self._durability = durability
-        self._timeout_s = timeout_s
+    def __init__(self, url: str, level: Level | LocalLevel, timeout_s: float, name: str) -> None:
+        """Makes no contact yet. `name` is shown by CLIENT LIST.
+
+        `timeout_s` bounds a connect and an exchange; at level `replicated` the wait for the replicas comes on top.
+        """
+        self._level = level if isinstance(level, Level) else Level(level)
+        self._timeout_s = timeout_s + self._level.wait_ms / 1000
         self._url = url
         self._name = name
         self._connection: AbstractConnection | None = None
@@ -70,30 +55,19 @@ class StoreConnection:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await connection.connect()  # type: ignore[no-untyped-call]
-                wanted = sorted(PROMISES[self._durability])
-                settings, role = await _talk(connection, [("CONFIG", "GET", *wanted), ("ROLE",)])
+                settings, role = await _talk(connection, questions(self._level))
         except (TimeoutError, OSError, redis_errors.RedisError) as exc:
             await connection.disconnect(nowait=True)
             raise StoreUnavailable(f"the store cannot be reached: {exc}") from exc
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        problem = self._judge(settings, role)
+        problem = judge(self._level, settings, role)
         if problem is not None:
             await connection.disconnect(nowait=True)
             raise problem
         self._connection = connection
         return connection
-
-    def _judge(self, settings: Reply, role: Reply) -> StoreUnavailable | None:
-        for reply in (settings, role):
-            if isinstance(reply, redis_errors.RedisError):
-                return StoreUnavailable(f"the store answers {reply}")
-        if role[0] != b"master":
-            return StoreUnavailable(f"the store is a {role[0].decode()}, not a primary")
-        texts = [t.decode() for t in settings]
-        problems = broken_promises(dict(zip(texts[::2], texts[1::2], strict=True)), self._durability)
-        return StoreNotAsPromised("; ".join(problems)) if problems else None
 
     async def exchange(self, commands: Sequence[Command]) -> list[Reply]:
         """The replies to pipelined commands, in order; an error reply stands in its place as an exception.
@@ -115,17 +89,48 @@ class StoreConnection:
             await self.close()  # no primary any more: the next connect may find the one that is
         return replies
 
-    async def run(self, script: LuaSource, calls: Sequence[Command]) -> list[Reply]:
+    async def run(self, script: LuaSource, calls: Sequence[Command], confirm: bool = True) -> list[Reply]:
         """The replies to pipelined calls of one script; a call is `(number of keys, keys…, arguments…)`.
 
-        Survives SCRIPT FLUSH: calls answered NOSCRIPT had no effect and are sent again with the text.
-        Raises: as `exchange`.
+        At level `replicated` the replicas have what the replies tell, whoever wrote it; `confirm` = False: it may be
+        lost by a failover. Survives SCRIPT FLUSH: calls answered NOSCRIPT had no effect and are sent again with the
+        text.
+
+        Raises: as `exchange`; Unconfirmed.
         """
-        replies = await self.exchange([("EVALSHA", script.sha, *call) for call in calls])
+        wanted = [(script, call) for call in calls]
+        if not (confirm and calls and self._level.replicas and script.writes):
+            return await self._run(wanted, [])
+        *replies, touched, confirmed = await self._run(
+            [*wanted, (TOUCH, (1, touch_key(_key_of(calls[-1]))))],
+            [("WAIT", self._level.replicas, self._level.wait_ms)],
+        )
+        for reply in (touched, confirmed):
+            if isinstance(reply, redis_errors.RedisError):
+                raise Unconfirmed(f"not confirmed by replicas: the store answers {type(reply).__name__}: {reply}")
+        if confirmed < self._level.replicas:
+            level = f"{confirmed} of {self._level.replicas} replicas in {self._level.wait_ms} ms"
+            raise Unconfirmed(f"confirmed by {level}: it may have happened, and a failover may lose it")
+        return replies
+
+    async def confirm(self, key: bytes) -> None:
+        """At level `replicated` the replicas have all that the store wrote before; `key`: any one of a shard.
+
+        Raises: as `run`.
+        """
+        if self._level.replicas:
+            await self.run(TOUCH, [(1, touch_key(key))])
+
+    async def _run(self, wanted: list[tuple[LuaSource, Command]], tail: list[Command]) -> list[Reply]:
+        """The replies to calls of scripts, then those to the commands of `tail`."""
+        replies = await self.exchange([*(("EVALSHA", script.sha, *call) for script, call in wanted), *tail])
         missing = [i for i, r in enumerate(replies) if isinstance(r, redis_errors.NoScriptError)]
         if missing:
-            again = await self.exchange([("EVAL", script.text, *calls[i]) for i in missing])
-            for i, reply in zip(missing, again, strict=True):
+            if tail and missing[-1] != len(wanted) - 1:
+                missing.append(len(wanted) - 1)  # the touch: it must come after what is carried out now
+            texts: list[Command] = [("EVAL", wanted[i][0].text, *wanted[i][1]) for i in missing]
+            again = await self.exchange([*texts, *tail])
+            for i, reply in zip([*missing, *range(len(wanted), len(replies))], again, strict=True):
                 replies[i] = reply
         return replies
 
@@ -142,8 +147,8 @@ class SharedConnection(StoreConnection):
     For questions and idempotent scripts only: what a closed connection leaves open is asked once more on a new one.
     """
 
-    def __init__(self, url: str, durability: Durability, timeout_s: float, name: str) -> None:
-        super().__init__(url, durability, timeout_s, name)
+    def __init__(self, url: str, level: Level | LocalLevel, timeout_s: float, name: str) -> None:
+        super().__init__(url, level, timeout_s, name)
         self._turn = asyncio.Lock()
 
     async def exchange(self, commands: Sequence[Command]) -> list[Reply]:
@@ -162,6 +167,11 @@ class SharedConnection(StoreConnection):
             return await super().exchange(commands)
         finally:
             self._turn.release()
+
+
+def _key_of(call: Command) -> bytes:
+    key = call[1]
+    return key if isinstance(key, bytes) else str(key).encode()
 
 
 async def _talk(connection: AbstractConnection, commands: Sequence[Command]) -> list[Reply]:

@@ -33,6 +33,11 @@ def intake_key(shard: int) -> bytes:
     return f"{{s{shard}}}:intake".encode()
 
 
+def touch_key(key: bytes) -> bytes:
+    """The key of the same shard that lua/touch.lua writes."""
+    return key[: key.index(b"}") + 1] + b":touch"
+
+
 def home_shards(campaign: str, spread: int, shards: int) -> list[int]:
     """The shards that hold a campaign's stock, `spread` of them, neighbours from the campaign's first one on."""
     first = zlib.crc32(campaign.encode()) % shards
@@ -49,3 +54,9 @@ def portion(units: int, slot: int, spread: int) -> int:
     size, rest = divmod(abs(units), spread)
     part = size + (1 if slot < rest else 0)
     return part if units >= 0 else -part
+
+
+def life_key() -> bytes:
+    """Which life of which server the deployment may work with (lua/life.py). One key; a store of several nodes needs
+    one on each."""
+    return b"{s0}:life"

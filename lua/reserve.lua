@@ -34,7 +34,7 @@
 --   lines   int    1 to 20; then for each line sku text, quantity int >= 1
 --
 -- Returns {fenced, now_ms, pay_by_ms, version, codes, details, leases}
---   fenced   1 = no campaign here, or another epoch: nothing else is meant; 0 otherwise
+--   fenced   1 = no campaign here, another epoch, or `recovering`: nothing else is meant; 0 otherwise
 --   now_ms, pay_by_ms  of the orders accepted by this call, the store's clock
 --   version  of the campaign's definition
 --   codes    one a request:
@@ -60,7 +60,8 @@ local NOT_OPEN, CLOSED, PAUSED, KEY_REUSED, NO_SKU = 4, 5, 6, 7, 8
 local m = redis.call('HMGET', meta, 'epoch', 'state', 'opens_ms', 'closes_ms', 'pay_within_ms', 'seq', 'version',
   'reopen', 'lease_ms', 'limit_buyer', 'limit_buyer_sku', 'limit_ip', 'limit_device',
   'count_buyer_sku', 'count_ip', 'count_device', 'at_payment')
-if m[1] ~= epoch then return { 1, 0, 0, 0, {}, {}, {} } end
+-- A campaign that was rebuilt is not sold before it was audited: until then it is as good as not there.
+if m[1] ~= epoch or m[2] == 'recovering' then return { 1, 0, 0, 0, {}, {}, {} } end
 local seq = tonumber(m[6])
 local limit_buyer, limit_buyer_sku = tonumber(m[10] or ''), tonumber(m[11] or '')
 local limit_ip, limit_device = tonumber(m[12] or ''), tonumber(m[13] or '')

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
 
 from core.errors import StoreUnavailable
 from lua.connection import Command, Reply, StoreConnection
-from lua.keys import SaleKeys
+from lua.keys import SaleKeys, intake_key
 from lua.source import LuaSource
 
 
@@ -17,6 +17,19 @@ class OpenCode(IntEnum):
     REPEATED = 1
     FENCED = 2
     DIRTY = 3
+
+
+class FenceCode(IntEnum):
+    DONE = 0
+    REPEATED = 1
+    FENCED = 2
+    FOREIGN = 3
+
+
+class RebuildCode(IntEnum):
+    DONE = 0
+    REPEATED = 1
+    FENCED = 2
 
 
 class ChangeCode(IntEnum):
@@ -55,6 +68,7 @@ class GivebackCode(IntEnum):
     UNKNOWN = 2
 
 
+MAX_PAIRS = 2_000  # in one call of rebuild
 MAX_ENDED = 100  # orders in one call of release, settle, allocate or giveback
 
 
@@ -93,9 +107,24 @@ class Reading(NamedTuple):
         return wait_ms if 0 < wait_ms <= int(self.meta.get("lease_ms", "0")) else 0
 
     @property
+    def base(self) -> int:
+        """Numbers up to here are of earlier epochs; 0 = the campaign was never rebuilt."""
+        return int(self.meta.get("base", "0"))
+
+    @property
     def seq(self) -> int:
         """Orders accepted so far."""
         return int(self.meta.get("seq", "0"))
+
+
+class Backlog(NamedTuple):
+    """What waits in the intake of one shard. `sale`: campaign and epoch of its oldest entry; `first`: its number."""
+
+    entries: int
+    orders: int
+    age_ms: int  # of the oldest entry
+    sale: bytes
+    first: int
 
 
 class Scripts:
@@ -104,8 +133,8 @@ class Scripts:
     def __init__(self, connection: StoreConnection) -> None:
         self.connection = connection
 
-    async def _call(self, name: str, calls: Sequence[Command]) -> list[Reply]:
-        replies = await self.connection.run(LuaSource.read(name), calls)
+    async def _call(self, name: str, calls: Sequence[Command], confirm: bool = True) -> list[Reply]:
+        replies = await self.connection.run(LuaSource.read(name), calls, confirm)
         for reply in replies:
             if isinstance(reply, RedisError):
                 raise StoreUnavailable(f"{name}: the store answers {type(reply).__name__}: {reply}") from reply
@@ -130,6 +159,25 @@ class Scripts:
             [(7, *keys[:7], epoch, deployment, len(meta), *pairs, *units)],
         )
         return OpenCode(code)
+
+    async def fence(self, keys: SaleKeys, epoch: int, deployment: str, empty: bool) -> tuple[FenceCode, int]:
+        """The campaign is out of service on this shard; `empty`: its data are gone, to be rebuilt under `epoch`.
+
+        Returns: the code, and the epoch as asked or, if it is FENCED or FOREIGN, as found.
+        """
+        [(code, found)] = await self._call("fence", [(7, *keys[:7], epoch, deployment, int(empty))])
+        return FenceCode(code), found
+
+    async def rebuild(
+        self, keys: SaleKeys, epoch: int, target: bytes, pairs: Mapping[Any, Any], last: bool = False
+    ) -> RebuildCode:
+        """The pairs, 1 to MAX_PAIRS, are in the hash `target` of a campaign that is rebuilt under `epoch`.
+
+        `last`: the epoch is in service; `target` is the meta.
+        """
+        flat = [part for pair in pairs.items() for part in pair]
+        [(code,)] = await self._call("rebuild", [(2, keys.meta, target, epoch, int(last), *flat)])
+        return RebuildCode(code)
 
     async def change(self, keys: SaleKeys, epoch: int, version: int, fields: Mapping[str, str | int]) -> ChangeCode:
         """The fields of meta are as given, unless the store has this version or a newer one."""
@@ -183,8 +231,16 @@ class Scripts:
 
     async def ack(self, intake: bytes, group: str, entry_ids: Sequence[bytes]) -> int:
         """The entries, 1 to 1,000, are off the stream and off the pending list. Returns how many still were there."""
-        [gone] = await self._call("ack", [(1, intake, group, *entry_ids)])
+        # Not confirmed by replicas: entries that a failover brings back are written again, which changes nothing.
+        [gone] = await self._call("ack", [(1, intake, group, *entry_ids)], confirm=False)
         return int(gone)
+
+    async def backlog(self, shards: Sequence[int]) -> dict[int, Backlog]:
+        """What waits in the intake of each shard."""
+        if not shards:
+            return {}
+        replies = await self._call("backlog", [(1, intake_key(shard)) for shard in shards])
+        return {shard: Backlog(*reply) for shard, reply in zip(shards, replies, strict=True)}
 
     async def audit(self, sales: Sequence[SaleKeys]) -> list[Reading]:
         """A reading of each, each consistent in itself."""

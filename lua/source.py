@@ -23,6 +23,11 @@ class LuaSource:
         return cls(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
 
     @property
+    def writes(self) -> bool:
+        """False: the script declares that it changes nothing."""
+        return b"no-writes" not in self.text[: self.text.index(b"\n")]
+
+    @property
     def codes(self) -> dict[str, int]:
         """The codes that the header lists, e.g. {"DONE": 0}."""
         rows = re.findall(rb"^-- +(\d+) ([A-Z_]+)  ", self.text, re.MULTILINE)

@@ -197,6 +197,7 @@ def print_audit(report: AuditReport, console: Console) -> None:
         "over limit": report.over_limit,
         "in flight": report.in_flight,
         "dead letters": report.dead_lettered,
+        "lost by the store before a rebuild": report.gap,
     }
     told = ", ".join(f"{name} {count:,}" for name, count in extra.items() if count)
     if told:

@@ -15,7 +15,8 @@ from core.ledger.migrate import migrate
 from core.settings import Settings
 from loadtest import command as rush_command
 from loadtest import partners_command
-from ops import campaign_commands, demo, doctor, logs, order_commands, outbox_commands, up
+from ops import campaign_commands, check_command, demo, doctor, logs, order_commands, outbox_commands, up
+from ops import rebuild_commands as rebuilding
 from ops.desk import command_place, connect_ledger
 from ops.processes import EX_CONFIG
 
@@ -56,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     campaign_commands.add_arguments(parts)
     order_commands.add_arguments(parts)
     outbox_commands.add_arguments(parts)
+    rebuilding.add_arguments(parts)
+    check_command.add_arguments(parts)
     part = parts.add_parser("rush", help="send an open-loop rush to any gateway and print what came back")
     rush_command.add_arguments(part)
     part = parts.add_parser("partners", help="play payment centre, warehouse and the other partners, for tests")
@@ -106,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
             workers.process.run(settings, args.kind)
         return 0
     logs.set_up("warning")
+    if args.part == "check":
+        return check_command.run(args)
     if args.part == "doctor":
         return _run(doctor.doctor(os.environ, args.data_dir, as_json=args.json))
     place = command_place(os.environ, args.data_dir)
@@ -116,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
             return _run(order_commands.run(place.settings, args))
         if args.part in outbox_commands.PARTS:
             return _run(outbox_commands.run(place.settings, args))
+        if args.part == "rebuild":
+            return _run(rebuilding.run(place.settings, args))
         return _run(campaign_commands.run(place.settings, args))
 
 

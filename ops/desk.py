@@ -15,6 +15,7 @@ from core.errors import ConfigInvalid, LedgerUnavailable, StoreUnavailable
 from core.ledger.pool import Pool, open_pool
 from core.settings import Settings
 from lua.connection import SharedConnection
+from lua.durability import Level
 from ops.embedded import is_owned
 
 STACK_FILE = "stack.json"  # in the data directory, 0600: how to reach the stack that runs there
@@ -94,7 +95,7 @@ def command_place(environ: Mapping[str, str], data_dir: str | None = None) -> Pl
 async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
     """A desk; its connections are closed afterwards."""
     name = f"command-{os.getpid()}"
-    store = SharedConnection(settings.store_url, settings.durability, settings.store_timeout_s, name)
+    store = SharedConnection(settings.store_url, Level.of(settings), settings.store_timeout_s, name)
     ledger = await open_pool(settings.ledger_dsn, f"rushgate-{name}", settings.ledger_timeout_s, size=2)
     campaigns = CampaignDesk(store, ledger, settings.shards, settings.sold_out_lease_ms)
     try:

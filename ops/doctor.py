@@ -22,6 +22,7 @@ from core.ledger.migrate import require_current
 from core.ledger.queries import query
 from core.settings import Settings
 from lua.connection import Command, SharedConnection, StoreConnection
+from lua.durability import Level
 from lua.keys import intake_key
 from ops.desk import Place, command_place, connect_ledger
 from ops.outbox_watch import look
@@ -119,7 +120,7 @@ def _workers(place: Place, kind: str, count: int) -> Check:
 
 async def _store(place: Place) -> list[Check]:
     settings = place.settings
-    store = SharedConnection(settings.store_url, settings.durability, settings.store_timeout_s, "doctor")
+    store = SharedConnection(settings.store_url, Level.of(settings), settings.store_timeout_s, "doctor")
     try:
         return [*await _ask_store(settings, store), _workers(place, GROUP, await _consumers(settings, store))]
     except Fault as exc:
@@ -164,7 +165,7 @@ async def _ask_store(settings: Settings, store: StoreConnection) -> list[Check]:
         f"{product} {version}, set as durability {settings.durability} needs; a write is {where} in {median_ms:.2f} ms"
     )
     checks.append(Check("store", "ok", words))
-    if settings.durability == "fsync" and median_ms > SLOW_FSYNC_MS:
+    if settings.durability != "memory" and median_ms > SLOW_FSYNC_MS:
         words = (
             f"slow disk: {median_ms:.0f} ms per fsync; expect some {128_000 / median_ms:,.0f} orders/s at 128 in flight"
         )

@@ -56,7 +56,10 @@ class EmbeddedStore:
         appendfsync: `always` = an fsync before each reply.
         maxmemory_bytes: 0 = no limit; beyond it writes are refused, nothing is evicted.
         extra_config: lines of valkey.conf, put last, so they win.
-        ready_s: seconds from launch to the first PONG, loading included.
+        replica_of: the store that this one follows, started before it, on the same data directory or another with
+            the same password.
+        name: of its folder and its log in the data directory; each store there has its own.
+        ready_s: seconds from launch to the first PONG, loading included; a replica has its primary's data by then.
         stop_s: seconds for an orderly end before SIGKILL.
     """
 
@@ -70,12 +73,14 @@ class EmbeddedStore:
         appendfsync: Literal["always", "everysec", "no"] = "always",
         maxmemory_bytes: int = 0,
         extra_config: Sequence[str] = (),
+        replica_of: "EmbeddedStore | None" = None,
+        name: str = "store",
         ready_s: float = 120.0,
         stop_s: float = 10.0,
     ) -> None:
         self.data_dir = Path(data_dir).resolve()
-        self.dir = self.data_dir / "store"
-        self.log = self.data_dir / "log" / "store.log"
+        self.dir = self.data_dir / name
+        self.log = self.data_dir / "log" / f"{name}.log"
         self._conf = self.dir / "valkey.conf"
         self._lock = DataDirLock(self.data_dir)
         self._wanted_port = port
@@ -89,6 +94,7 @@ class EmbeddedStore:
             "maxmemory": str(maxmemory_bytes),
             "save": "",
         }
+        self._primary = replica_of
         self._extra_config = tuple(extra_config)
         self._ready_s = ready_s
         self._stop_s = stop_s
@@ -99,6 +105,11 @@ class EmbeddedStore:
     def url(self) -> str:
         """Where the store answers, password included: not for logs. Valid after the first `start`."""
         return f"redis://:{self._password}@{HOST}:{self._port}/0"
+
+    @property
+    def port(self) -> int:
+        """TCP port on 127.0.0.1. Valid after the first `start`."""
+        return self._port
 
     @property
     def pid(self) -> int | None:
@@ -189,6 +200,8 @@ class EmbeddedStore:
             "bind": HOST,
             "port": str(self._port),
             "requirepass": self._password,
+            "primaryauth": self._password,  # any of them may come to follow another
+            "repl-diskless-sync-delay": "0",  # no further replicas to wait for
             **self._promises,
             "dir": str(self.dir),
             "pidfile": str(self.dir / "valkey.pid"),
@@ -197,6 +210,8 @@ class EmbeddedStore:
             "set-proc-title": "no",  # the command line stays: by it a leftover is known as ours
         }
         lines = [f"{name} {quoted(value)}" for name, value in settings.items()]
+        if self._primary is not None:
+            lines.append(f"replicaof {HOST} {self._primary.port}")
         write_private(self._conf, "\n".join([*lines, *self._extra_config]) + "\n")
         with self.log.open("ab") as log:
             child = subprocess.Popen(  # noqa: S603 - our own binary and config
@@ -227,11 +242,14 @@ class EmbeddedStore:
                 try:
                     await client.ping()
                     is_set = await client.config_get("dir", *self._promises)
-                    break
+                    if self._primary is None or (await client.role())[3] == "connected":
+                        break
+                    if time.monotonic() > deadline:
+                        raise ServiceFailed(f"the replica has not its primary's data after {self._ready_s} s")
                 except (StoreConnectionError, StoreTimeoutError) as exc:  # not listening yet, or LOADING
                     if time.monotonic() > deadline:
                         raise ServiceFailed(f"the store is not ready after {self._ready_s} s: {exc}") from exc
-                    await asyncio.sleep(POLL_S)
+                await asyncio.sleep(POLL_S)
         finally:
             await client.aclose()
         overridden = {line.split()[0].lower() for line in self._extra_config if line.split()}

@@ -21,21 +21,22 @@ Service = EmbeddedStore | EmbeddedLedger
 @contextlib.asynccontextmanager
 async def kept(services: Sequence[Service]) -> AsyncIterator[None]:
     """While inside, a service that is gone is started again within a second or so; a failed start is tried again."""
-    task = asyncio.create_task(_keep(services))
+    # Each by itself: a replica that waits for its primary's data must not keep the primary from being started.
+    tasks = [asyncio.create_task(_keep(service)) for service in services]
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _keep(services: Sequence[Service]) -> None:
+async def _keep(service: Service) -> None:
     while True:
         await asyncio.sleep(LOOK_S)
-        for service in services:
-            if service.pid is None:
-                logger.error("embedded service died, it is started again", extra={"log": str(service.log)})
-                try:
-                    await service.start()
-                except (Fault, OSError, asyncpg.PostgresError):  # a full disk, say: the next look tries again
-                    logger.exception("embedded service does not start")
+        if service.pid is None:
+            logger.error("embedded service died, it is started again", extra={"log": str(service.log)})
+            try:
+                await service.start()
+            except (Fault, OSError, asyncpg.PostgresError):  # a full disk, say: the next look tries again
+                logger.exception("embedded service does not start")

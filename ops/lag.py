@@ -62,7 +62,7 @@ class LagWatch:
         readings = await self._scripts.audit([sale_keys(shard, self._campaign) for shard in self._home])
         persisted = 0
         for shard, reading in zip(self._home, readings, strict=True):
-            where = (shard, self._campaign, int(reading.meta.get("epoch", "0")), reading.seq)
+            where = (shard, self._campaign, int(reading.meta.get("epoch", "0")), reading.seq, reading.base)
             row = await ask(partial(self._desk.ledger.fetchrow, query("audit_orders"), *where))
             persisted += row["persisted"] + row["dead"] if row else 0
         sample = Sample(asyncio.get_running_loop().time(), sum(r.seq for r in readings), persisted)

@@ -167,14 +167,18 @@ async def _replay(desk: Desk, letter: asyncpg.Record) -> str:
     if letter["place"] < 0 or letter["order_id"] is None:
         return "it is no order that can be read"
     order_id, campaign = letter["order_id"].bytes, letter["campaign"]
-    [hold] = await _tell(desk, "HGET", sale_keys(letter["shard"], campaign).holds, order_id)
+    keys = sale_keys(letter["shard"], campaign)
+    [hold] = await _tell(desk, "HGET", keys.holds, order_id)
     if hold is None:
         return "the store has no hold of it any more"
+    [epoch] = await _tell(desk, "HGET", keys.meta, "epoch")
+    if epoch is None:
+        return f"campaign {campaign} is being rebuilt"
     key = (letter["shard"], letter["entry_id"], letter["place"])
     if not await ask(lambda: desk.ledger.fetchrow(query("replay_dead_letter"), *key)):
         return "somebody gave it up just now"
     _, accepted_ms, pay_by_ms = read_hold(hold)
-    header = f"1|{campaign}|{letter['epoch']}|{accepted_ms}|{pay_by_ms}|{letter['seq']}"
+    header = f"1|{campaign}|{int(epoch)}|{accepted_ms}|{pay_by_ms}|{letter['seq']}"
     await _tell(desk, "XADD", intake_key(letter["shard"]), "*", "h", header, order_id, letter["payload"])
     await ask(lambda: desk.ledger.execute(query("end_dead_letter"), *key))
     return ""
@@ -188,9 +192,10 @@ async def _drop(desk: Desk, letter: asyncpg.Record) -> str:
     if letter["order_id"] is None:
         return ""
     keys = sale_keys(letter["shard"], letter["campaign"])
-    # Broken off here, the reconcile worker releases it.
-    codes = await Scripts(desk.store).release(keys, letter["epoch"], [letter["order_id"].bytes])
-    return "" if codes is not None else f"the store does not hold {letter['campaign']}, epoch {letter['epoch']}"
+    # A rebuild puts its hold under a newer epoch. Broken off here, the reconcile worker releases it.
+    [epoch] = await _tell(desk, "HGET", keys.meta, "epoch")
+    codes = await Scripts(desk.store).release(keys, int(epoch or 0), [letter["order_id"].bytes])
+    return "" if codes is not None else f"the store does not hold {letter['campaign']}"
 
 
 async def _tell(desk: Desk, *command: bytes | str | int) -> list[Any]:

@@ -29,6 +29,7 @@ from ops.processes import Supervisor
 SECRETS_FILE = "secrets.json"  # in the data directory, 0600
 EMBEDDED_CHANNEL = "app"
 READY_S = 60.0
+REPLICA_S = 20.0  # for a replica to get its primary's data; then it is started again
 
 
 class Stack:
@@ -147,12 +148,14 @@ def _with_secrets(settings: Settings, data: Path) -> Settings:
 async def _with_services(settings: Settings, data: Path, undo: contextlib.AsyncExitStack) -> Settings:
     """Store and ledger run; those that no setting names are embedded ones."""
     starts = []
+    replicas: list[EmbeddedStore] = []
     services: list[EmbeddedStore | EmbeddedLedger] = []
     if not settings.store_url:
-        if settings.durability == "fsync":
-            store = EmbeddedStore(data, port=settings.embedded_store_port)
-        else:
-            store = EmbeddedStore(data, port=settings.embedded_store_port, appendonly=False)
+        on_disk = settings.durability != "memory"
+        store = EmbeddedStore(data, port=settings.embedded_store_port, appendonly=on_disk)
+        if settings.durability == "replicated":
+            names = [f"replica-{n}" for n in range(1, settings.replicas + 1)]
+            replicas = [EmbeddedStore(data, replica_of=store, name=name, ready_s=REPLICA_S) for name in names]
         services.append(store)
         undo.push_async_callback(store.stop)
         starts.append(store.start())
@@ -162,7 +165,10 @@ async def _with_services(settings: Settings, data: Path, undo: contextlib.AsyncE
         undo.push_async_callback(ledger.stop)
         starts.append(ledger.start())
     urls = iter(await asyncio.gather(*starts))
-    await undo.enter_async_context(kept(services))
+    for replica in replicas:
+        undo.push_async_callback(replica.stop)
+        await replica.start()
+    await undo.enter_async_context(kept([*services, *replicas]))
     return settings.with_values(
         store_url=settings.store_url or next(urls), ledger_dsn=settings.ledger_dsn or next(urls)
     )

@@ -165,6 +165,9 @@ class LedgerWorker:
 
     async def _finish(self, entries: list[Entry]) -> None:
         """The entries' orders are committed, then the entries are off the streams."""
+        if entries:
+            # An order that no replica has yet may be gone after a failover, its units sold again.
+            await self._connection.confirm(self._keys[0])
         batch: list[Entry] = []
         rows: list[OrderRow] = []
         letters: list[DeadLetter] = []

@@ -70,7 +70,7 @@ class Orphans:
         await self._repairs.release(part, forgotten[:MOST], "no order, and no request on record", found)
         promised = sorted((o for o in orphans if o.promised), key=lambda o: (o.accepted_ms, o.order_id))
         if promised:
-            await self._requeue(part, promised, reading.seq, ranges, found)
+            await self._requeue(part, promised, reading.seq, reading.base, ranges, found)
 
     async def drop(self, part: Part, given_up: set[bytes], found: Mended) -> None:
         """Of holds whose dead order was given up: those that stand still, by a `drop` that broke off, are released.
@@ -124,13 +124,13 @@ class Orphans:
         return orphans
 
     async def _requeue(
-        self, part: Part, orphans: list[Orphan], seq: int, ranges: list[tuple[int, int]], found: Mended
+        self, part: Part, orphans: list[Orphan], seq: int, base: int, ranges: list[tuple[int, int]], found: Mended
     ) -> None:
         """The orders, sorted, stand in the intake again, as far as each can have a number of its own.
 
         They may stand there twice: the ledger takes an order once.
         """
-        numbered = await ask(lambda: self._number(part, orphans, seq, ranges))
+        numbered = await ask(lambda: self._number(part, orphans, seq, base, ranges))
         if numbered.short:
             found.wrong.append(
                 f"shard {part.shard}: {numbered.short} accepted orders are nowhere, and fewer numbers are missing"
@@ -148,7 +148,9 @@ class Orphans:
             for orphan, number in some:
                 self._repairs.note(part, orphan.order_id, "requeued", _requeued(number, epoch), found)
 
-    async def _number(self, part: Part, orphans: list[Orphan], seq: int, ranges: list[tuple[int, int]]) -> Numbered:
+    async def _number(
+        self, part: Part, orphans: list[Orphan], seq: int, base: int, ranges: list[tuple[int, int]]
+    ) -> Numbered:
         """Each orphan has a missing sequence number for good, journalled: the one that it was given before, else the
         next one. One worker at a time: of two such transactions the ledger undoes one, and it is tried again."""
         shard, campaign, epoch = part.shard, part.known.campaign, part.known.epoch
@@ -161,7 +163,7 @@ class Orphans:
             missing = {
                 row["seq"]
                 for row in await connection.fetch(
-                    query("missing_numbers"), shard, campaign, epoch, seq, firsts, lasts, NUMBERS
+                    query("missing_numbers"), shard, campaign, epoch, seq, firsts, lasts, NUMBERS, base
                 )
             }
             before: dict[bytes, Before] = {}

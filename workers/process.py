@@ -16,6 +16,8 @@ from core.ledger.migrate import require_current
 from core.ledger.pool import Pool, ask, open_pool
 from core.settings import Settings
 from lua.connection import SharedConnection, StoreConnection
+from lua.durability import Level
+from lua.life import AdmittedConnection
 from workers.expiry import ExpiryWorker
 from workers.ledger import BLOCK_MS, LedgerWorker
 from workers.partners import partners_of
@@ -68,16 +70,20 @@ def _expiry_worker(settings: Settings, ledger: Pool, name: str) -> ExpiryWorker:
 
 def _relay_worker(settings: Settings, ledger: Pool, name: str) -> RelayWorker:
     partners = partners_of(settings.partners_url, settings.partner_secrets)
-    return RelayWorker(ledger, _store(settings, name, settings.store_timeout_s), range(settings.shards), partners)
+    # An older copy of the store may have units left that are sold.
+    store = AdmittedConnection(settings.store_url, Level.of(settings), settings.store_timeout_s, name)
+    return RelayWorker(ledger, store, range(settings.shards), partners)
 
 
 def _reconcile_worker(settings: Settings, ledger: Pool, name: str) -> ReconcileWorker:
-    store = SharedConnection(settings.store_url, settings.durability, settings.store_timeout_s, name)
-    return ReconcileWorker(store, ledger, settings.shards, settings.sold_out_lease_ms, settings.reconcile_every_s)
+    store = SharedConnection(settings.store_url, Level.of(settings), settings.store_timeout_s, name)
+    auto = settings.recovery == "auto"
+    every_s, lease_ms = settings.reconcile_every_s, settings.sold_out_lease_ms
+    return ReconcileWorker(store, ledger, settings.shards, lease_ms, every_s, auto, name)
 
 
 def _store(settings: Settings, name: str, timeout_s: float) -> StoreConnection:
-    return StoreConnection(settings.store_url, settings.durability, timeout_s, name)
+    return StoreConnection(settings.store_url, Level.of(settings), timeout_s, name)
 
 
 KINDS: dict[str, Callable[[Settings, Pool, str], Worker]] = {
@@ -86,8 +92,8 @@ KINDS: dict[str, Callable[[Settings, Pool, str], Worker]] = {
     "relay": _relay_worker,
     "reconcile": _reconcile_worker,
 }
-# To the ledger, if not 1: a relay claims and records at the same time, a reconcile worker audits and analyses.
-CONNECTIONS = {"relay": 2, "reconcile": 2}
+# To the ledger, if not 1: a relay claims and records at the same time, a reconcile worker audits, analyses and watches.
+CONNECTIONS = {"relay": 2, "reconcile": 3}
 
 
 async def serve(settings: Settings, kind: str) -> None:

@@ -7,6 +7,7 @@ them may run; what two of them mend at once is mended once.
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -16,12 +17,15 @@ from redis.exceptions import RedisError
 
 from core.desk.audit import Auditor
 from core.desk.campaigns import CampaignDesk
+from core.desk.recovery import Recovery
 from core.errors import CampaignLost, LedgerUnavailable, Refused, StoreUnavailable
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
 from lua.connection import SharedConnection
+from lua.life import look
 from workers.alerts import LOST, UNCHECKED, Alerts, findings
 from workers.mender import Mender
+from workers.recovery import RecoveryWatch
 from workers.repairs import Mended
 from workers.statistics import Statistics
 
@@ -43,18 +47,24 @@ class Seen(NamedTuple):
 class ReconcileWorker:
     """Looks after all campaigns but drafts and those that are being opened. The pool is the caller's."""
 
-    def __init__(self, store: SharedConnection, ledger: Pool, shards: int, lease_ms: int, every_s: float) -> None:
-        """`every_s`: least pause between two rounds. `lease_ms`: as in CampaignDesk."""
+    def __init__(
+        self, store: SharedConnection, ledger: Pool, shards: int, lease_ms: int, every_s: float, auto: bool = True,
+        name: str = "",
+    ) -> None:  # fmt: skip
+        """`every_s`: least pause between two rounds. `lease_ms`: as in CampaignDesk. `auto`, `name`: as in Recovery."""
         self._store = store
         self._ledger = ledger
         self._desk = CampaignDesk(store, ledger, shards, lease_ms)
         self._auditor = Auditor(self._desk, store, ledger, shards)
+        name = name or f"reconcile-{secrets.token_hex(4)}"
+        self.recovery = Recovery(self._desk, self._auditor, store, ledger, name, auto)
         self._mender = Mender(store, ledger, shards)
         self._alerts = Alerts(ledger, shards)
         self._statistics = Statistics(ledger)
         self._every_s = every_s
         self._seen: dict[str, Seen] = {}
         self._logged: dict[str, type[Exception]] = {}  # campaign -> why it could not be checked; one log line for it
+        self._run_id = ""
         self._stopping = asyncio.Event()
         self.rounds = 0
         self.mended = 0  # orders, by this worker
@@ -72,6 +82,7 @@ class ReconcileWorker:
         """Works until `stop`, through every absence of store and ledger."""
         async with asyncio.TaskGroup() as beside:
             beside.create_task(self._statistics.run(self._stopping))
+            beside.create_task(RecoveryWatch(self.recovery).run(self._stopping))
             await self._reconcile()
         await self._store.close()
 
@@ -100,6 +111,9 @@ class ReconcileWorker:
 
         Raises: StoreUnavailable, LedgerUnavailable; what was mended and alerted by then stays so.
         """
+        if not await self.recovery.step():
+            raise StoreUnavailable("the store is not admitted: nothing is audited or mended on it")
+        self._run_id = (await look(self._store)).run_id
         for campaign in self._chosen(await ask(lambda: self._ledger.fetch(query("list_campaigns")))):
             if self._stopping.is_set():
                 return
@@ -131,8 +145,10 @@ class ReconcileWorker:
             try:
                 at_rest = await self._judge(campaign)
             except CampaignLost as exc:
-                await self._alerts.tell(campaign, {LOST: exc.detail}, (LOST, UNCHECKED))
-                return False
+                if await self.recovery.restore(campaign) == "recovering":
+                    await self._alerts.tell(campaign, {LOST: exc.detail}, (LOST, UNCHECKED))
+                    return False
+                why = exc.detail
             except StoreUnavailable as exc:
                 await self._ping()
                 why = exc.detail
@@ -153,6 +169,8 @@ class ReconcileWorker:
 
     async def _judge(self, campaign: str) -> bool:
         known = await self._desk.show(campaign)
+        if known.state == "recovering":
+            raise CampaignLost(f"campaign {campaign} is out of service until it is rebuilt")
         report = await self._auditor.audit(campaign)
         mended = await self._mender.mend(known)
         self.mended += mended.done
@@ -163,6 +181,8 @@ class ReconcileWorker:
             wrong = {kind: detail for kind, detail in again.items() if kind in findings(report)}
         if mended.wrong:
             wrong["unmended"] = _words(mended)
+        if wrong and (await look(self._store)).run_id != self._run_id:
+            raise StoreUnavailable("the store was started anew meanwhile: what was read of it counts for nothing")
         await self._alerts.tell(campaign, wrong)
         if "oversold" in wrong:
             await self._close(campaign)

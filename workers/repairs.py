@@ -6,7 +6,7 @@ it once.
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -38,17 +38,12 @@ LOSABLE = ("allocate", "restock")  # topics of the store that end no hold: no ho
 
 def ending_moves(order_type: str) -> tuple[list[str], list[str], list[str]]:
     """The moves of a flow that end a hold, as parallel lists: state before, action, topic."""
-    return _moves_with(order_type, ENDINGS)
+    return FLOWS[order_type].ending_moves()
 
 
 def losable_moves(order_type: str) -> tuple[list[str], list[str], list[str]]:
     """The moves of a flow that write a message of LOSABLE, as parallel lists: state before, action, topic."""
-    return _moves_with(order_type, LOSABLE)
-
-
-def _moves_with(order_type: str, topics: Collection[str]) -> tuple[list[str], list[str], list[str]]:
-    found = [(s.state, s.action, t) for s in FLOWS[order_type].steps for t in s.messages if t in topics]
-    return [state for state, _, _ in found], [action for _, action, _ in found], [topic for _, _, topic in found]
+    return FLOWS[order_type].moves_with(LOSABLE)
 
 
 @dataclass

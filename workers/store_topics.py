@@ -95,18 +95,27 @@ class StoreTopics:
         for message, code in zip(messages, codes, strict=True):
             by_code[code].append(message)
         if allocated := by_code[AllocateCode.ALLOCATED]:
-            await self._move_on(shard, [m.order_id for m in allocated])
+            await self._move_on(shard, [m.order_id for m in allocated], epoch)
+        # Rebuilt meanwhile: what the script took is gone, and it is asked again under the new epoch.
+        if (await self._current(shard, messages[0].campaign) or epoch) > epoch:
+            return None
         # An order without a hold has moved on, unless the store lost its hold: then the money goes back as well.
         for message in by_code[AllocateCode.TOO_LATE] + by_code[AllocateCode.NOTHING]:
             with suppress(NotAllowed):
                 await self._orders.act(message.order_id.bytes, "too_late", "system", ACTOR)
         return codes
 
-    async def _move_on(self, shard: int, ids: list[UUID]) -> None:
+    async def _current(self, shard: int, campaign: str) -> int | None:
+        """The epoch that the newest rebuild gave the campaign; None: it was never rebuilt."""
+        [row] = await ask(lambda: self._outbox.ledger.fetch(query("current_epoch"), shard, campaign))
+        epoch: int | None = row["epoch"]
+        return epoch
+
+    async def _move_on(self, shard: int, ids: list[UUID], epoch: int) -> None:
         """Orders that have their units make the step, in one statement."""
         step = FLOWS["reserve_at_payment"].step("allocating", "allocated")
         assert step is not None  # noqa: S101 - the table has it
-        values = (step.state, step.to, step.action, ACTOR, step.reason, list(step.messages), None)
+        values = (step.state, step.to, step.action, ACTOR, step.reason, list(step.messages), None, epoch)
         await ask(lambda: self._outbox.ledger.fetch(query("move_orders"), shard, ids, *values))
 
     async def _give_back(
@@ -132,7 +141,9 @@ class StoreTopics:
         if codes is not None:
             made = {m.order_id for m, code in zip(messages, codes, strict=True) if code is not GivebackCode.UNKNOWN}
             ended = [i for i, (order_id, _, _, _) in zip(ids, moves, strict=True) if order_id in made]
-            await ask(lambda: ledger.execute(query("end_moves"), shard, campaign, ended))
+            await ask(lambda: ledger.execute(query("end_moves"), shard, campaign, ended, epoch))
+            if (await self._current(shard, campaign) or epoch) > epoch:
+                return None  # rebuilt meanwhile: done again under the new epoch
         return codes
 
     async def _put_off(self, shard: int, topic: str, messages: list[Message], why: str) -> None:

@@ -7,6 +7,7 @@ from asyncpg.pgproto.pgproto import UUID
 
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
+from core.wire import TOO_LATE
 from workers.entries import DeadLetter, OrderRow, columns, dead, sanitized
 
 # What an order itself can be guilty of; everything else is the ledger's affair and tried again.
@@ -41,7 +42,7 @@ class LedgerWriter:
         if not rows:
             return 0, []
         try:
-            return await ask(lambda: self._insert(rows)), []
+            return await self._insert(rows)
         except GUILTY:
             if len(rows) == 1:
                 return await self._judge(rows[0])
@@ -58,12 +59,17 @@ class LedgerWriter:
         ON CONFLICT names; then the later one fails, though nothing is wrong. By now the other has committed.
         """
         try:
-            return await ask(lambda: self._insert([row])), []
+            return await self._insert([row])
         except GUILTY as exc:
             return 0, [dead(row, f"{type(exc).__name__}: {exc}")]
 
-    async def _insert(self, rows: list[OrderRow]) -> int:
-        return int(await self._ledger.fetchval(query("insert_orders"), *columns(rows)) or 0)
+    async def _insert(self, rows: list[OrderRow]) -> tuple[int, list[DeadLetter]]:
+        """Orders newly written, and those that came after a rebuild had closed their epoch: a person decides."""
+        found = await ask(lambda: self._ledger.fetchrow(query("insert_orders"), *columns(rows)))
+        assert found is not None  # noqa: S101 - a SELECT without FROM has one row
+        late = {i.bytes for i in found["late"]}
+        why = f"{TOO_LATE}: the campaign was rebuilt, and its hold is gone"
+        return found["written"], [dead(r, why) for r in rows if r.order_id in late]
 
     async def _set_aside(self, letter: DeadLetter) -> None:
         header = letter.header

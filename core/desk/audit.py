@@ -42,6 +42,7 @@ class Tally:
     dead: int = 0
     in_flight: int = 0
     lost: int = 0
+    gap: int = 0
     phantom: int = 0
     duplicated: int = 0
     over_limit: int = 0
@@ -67,6 +68,7 @@ class Books:
 
     persisted: int
     dead: int
+    earlier: int  # of these two, orders of earlier epochs
     later: int
     known: set[bytes]
     sure: Counter[str]
@@ -149,7 +151,7 @@ class Auditor:
         """The orders of one shard: accepted, on their way, in the ledger."""
         tally = Tally(accepted=reading.seq)
         on_the_way = await self._in_flight(known, shard, reading.seq, tally)
-        books = await ask(lambda: self._books(known, shard, reading.seq, list(on_the_way), since))
+        books = await ask(lambda: self._books(known, shard, reading, list(on_the_way), since))
         tally.persisted, tally.dead, tally.duplicated = books.persisted, books.dead, books.duplicated
         tally.units_in_ledger, tally.units_unsure = books.sure, books.unsure
         _add_letters(books.letters, tally)
@@ -158,8 +160,10 @@ class Auditor:
                 tally.in_flight += 1
                 if not known.at_payment:  # these have no units yet
                     tally.units_in_flight.update(units)
-        tally.lost = max(0, tally.accepted - tally.persisted - tally.dead - tally.in_flight)
-        more = tally.persisted + tally.dead + tally.in_flight - tally.accepted
+        # What the store lost before a rebuild is not lost again with each audit: the gap is told by itself.
+        tally.gap = max(0, reading.base - books.earlier)
+        told = tally.persisted + tally.dead + tally.in_flight + tally.gap
+        tally.lost, more = max(0, tally.accepted - told), told - tally.accepted
         [now] = await self._scripts.audit([sale_keys(shard, known.campaign)])
         tally.phantom = max(0, more) + max(0, books.later - (now.seq - reading.seq))
         tally.over_limit = len(books.over_limit)
@@ -170,14 +174,17 @@ class Auditor:
             await self._read_holds(sale_keys(shard, known.campaign), reading, tally)
         return tally
 
-    async def _books(self, known: Campaign, shard: int, seq: int, on_the_way: list[bytes], since: datetime) -> Books:
+    async def _books(
+        self, known: Campaign, shard: int, reading: Reading, on_the_way: list[bytes], since: datetime
+    ) -> Books:
         """Everything of one snapshot; orders `on_the_way` may be written while we read."""
-        where, first = (shard, known.campaign, known.epoch, seq), home_shards(known.campaign, 1, self._shards)[0]
+        where = (shard, known.campaign, known.epoch, reading.seq)
+        first = home_shards(known.campaign, 1, self._shards)[0]
         async with (
             self._ledger.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            row = await connection.fetchrow(query("audit_orders"), *where)
+            row = await connection.fetchrow(query("audit_orders"), *where, reading.base)
             campaign = await connection.fetchrow(query("get_campaign"), first, known.campaign)
             assert row is not None  # noqa: S101 - a SELECT of counts has one row
             assert campaign is not None  # noqa: S101 - nobody deletes campaigns
@@ -197,7 +204,8 @@ class Auditor:
             duplicated = await connection.fetchval(query("audit_duplicates"), shard, known.campaign)
         sure, unsure = (Counter({r["sku"]: r[kind] for r in units}) for kind in ("sure", "unsure"))
         payloads = [r["payload"] for r in letters]
-        return Books(row["persisted"], row["dead"], row["later"], there, sure, unsure, payloads, over, duplicated)
+        counts = row["persisted"], row["dead"], row["known"], row["later"]
+        return Books(*counts, there, sure, unsure, payloads, over, duplicated)
 
     async def _in_flight(self, known: Campaign, shard: int, seq: int, tally: Tally) -> dict[bytes, Counter[str]]:
         """Orders of this campaign up to `seq` that stand in the intake: order id -> units by SKU."""
@@ -267,8 +275,10 @@ class Auditor:
 
     def _weigh(self, shard: int, reading: Reading, tally: Tally) -> None:
         """The store's own sums."""
-        if reading.requests != reading.seq:
-            tally.findings.append(f"shard {shard}: {reading.seq} orders accepted, {reading.requests} keys recorded")
+        # A rebuild installs the keys that it knows; from then on each number has its key.
+        keys = int(reading.meta.get("known", "0")) + reading.seq - reading.base
+        if reading.requests != keys:
+            tally.findings.append(f"shard {shard}: {keys} orders accepted, {reading.requests} keys recorded")
         for sku, left in reading.left.items():
             parts = left + reading.held[sku] + reading.sold[sku]
             if left < 0 or parts != reading.allocation[sku]:
@@ -353,6 +363,7 @@ def _report(tallies: list[Tally], skus: list[AuditSku], total: Tally) -> AuditRe
         over_limit=over_limit,
         in_flight=sum(t.in_flight for t in tallies),
         dead_lettered=sum(t.dead for t in tallies),
+        gap=sum(t.gap for t in tallies),
         skus=skus,
         findings=findings,
     )

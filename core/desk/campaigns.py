@@ -17,6 +17,7 @@ from core.ledger.queries import query
 from core.model import CampaignSpec, Limits, Restock
 from lua.connection import SharedConnection
 from lua.keys import SaleKeys, home_shards, portion, sale_keys
+from lua.life import admit, look
 from lua.scripts import ChangeCode, OpenCode, RestockCode, Scripts
 
 # Of a definition, once the campaign was opened; stock changes by restock.
@@ -64,15 +65,16 @@ class CampaignDesk:
     """One per process; the store connection and the pool are the caller's."""
 
     def __init__(self, store: SharedConnection, ledger: Pool, shards: int, lease_ms: int) -> None:
+        self._store = store
         self._scripts = Scripts(store)
         self._ledger = ledger
         self._shards = shards
-        self._lease_ms = lease_ms
+        self.lease_ms = lease_ms
         self._deployment_id: str | None = None
 
     async def show(self, campaign: str) -> Campaign:
         """Raises CampaignUnknown."""
-        await self._deployment()
+        await self.deployment()
         row = await ask(lambda: self._ledger.fetchrow(query("get_campaign"), self._first(campaign), campaign))
         if row is None:
             raise CampaignUnknown(f"no campaign is called {campaign}")
@@ -85,7 +87,7 @@ class CampaignDesk:
 
         Raises: Invalid; Refused if a change is not allowed any more.
         """
-        await self._deployment()
+        await self.deployment()
         if spec.spread > self._shards:
             raise Invalid(f"at most {self._shards}, the number of shards of this deployment", "spread")
         text = msgspec.json.encode(spec).decode()
@@ -95,8 +97,8 @@ class CampaignDesk:
         if row is not None:
             return await self.show(campaign)
         known = await self.show(campaign)
-        if known.state == "closed":
-            raise Refused(f"campaign {campaign} is closed")
+        if known.state in ("closed", "recovering"):
+            raise Refused(f"campaign {campaign} is {known.state}")
         old, new = msgspec.structs.asdict(known.spec), msgspec.structs.asdict(spec)
         for field in FROZEN:
             if old[field] != new[field]:
@@ -110,8 +112,8 @@ class CampaignDesk:
         Raises: Refused if it is closed; CampaignLost if the store has lost it since it was opened.
         """
         known = await self.show(campaign)
-        if known.state == "closed":
-            raise Refused(f"campaign {campaign} is closed")
+        if known.state in ("closed", "recovering"):
+            raise Refused(f"campaign {campaign} is {known.state}")
         if known.state in ("draft", "opening"):
             if known.state == "draft":
                 known = await self._record(known, "opening", known.spec)
@@ -128,20 +130,20 @@ class CampaignDesk:
     async def close(self, campaign: str) -> Campaign:
         """Over for good; what is left on the shards is withdrawn. Raises: Refused if it was never opened."""
         known = await self.show(campaign)
-        if known.state in ("draft", "opening"):
+        if known.state in ("draft", "opening", "recovering"):
             raise Refused(f"campaign {campaign} is {known.state}")
         if known.state != "closed":
             known = await self._turn(known, "closed", known.spec)
         else:
-            await self._tell_store(known)
-        await self._finish_moves(known)
+            await self.tell_store(known)
+        await self.finish_moves(known)
         # No order is accepted any more, so once is enough, unless a paid order took units just then and a withdrawal
         # was refused for it. Units that come back later stay where they are counted.
         for _ in range(CLOSE_TRIES):
-            readings = await self._scripts.audit(self._keys(known))
+            readings = await self._scripts.audit(self.keys(known))
             plan = [
                 Move(shard, f"close.{reading.now_ms}.{sku}", sku, -left)
-                for shard, reading in zip(self._home(known), readings, strict=True)
+                for shard, reading in zip(self.home(known), readings, strict=True)
                 for sku, left in reading.left.items()
                 if left > 0  # below 0 it is oversold, which adding units would hide from the audit
             ]
@@ -186,11 +188,11 @@ class CampaignDesk:
 
     async def _plan(self, known: Campaign, move_id: str, change: Restock) -> list[Move]:
         """A part for every shard, even of 0 units: two plans with one id are journalled whole, or not at all."""
-        home = self._home(known)
+        home = self.home(known)
         if change.units > 0:
             parts = [portion(change.units, slot, len(home)) for slot in range(len(home))]
         else:
-            readings = await self._scripts.audit(self._keys(known))
+            readings = await self._scripts.audit(self.keys(known))
             left = [r.left.get(change.sku, 0) for r in readings]
             if sum(left) < -change.units:
                 raise Refused(f"fewer than {-change.units} units of {change.sku} are left")
@@ -211,7 +213,7 @@ class CampaignDesk:
         for shard, move_id, sku, count in plan:
             made = count == 0 or await self._change_stock(known, shard, move_id, sku, count, None)
             total += count if made else 0
-            await self._end_move(shard, known.campaign, move_id, "applied" if made else "refused")
+            await self._end_move(known, shard, move_id, "applied" if made else "refused")
         return total
 
     async def _change_stock(
@@ -224,14 +226,14 @@ class CampaignDesk:
             raise CampaignLost(f"the store does not hold campaign {known.campaign} as it should")
         return code is not RestockCode.TOO_FEW
 
-    async def _finish_moves(self, known: Campaign) -> None:
+    async def finish_moves(self, known: Campaign) -> None:
         """What others began and did not end is ended: changes in the journal, transfers between the shards."""
         # The returns are the relay's: its script makes them once per order.
         mine = ("restock", "close")
         begun = [m for m in await self._moves(known) if m["state"] == "pending" and m["kind"] in mine]
         await self._make(known, [_as_move(m) for m in begun])
-        readings = await self._scripts.audit(self._keys(known))
-        for shard, reading in zip(self._home(known), readings, strict=True):
+        readings = await self._scripts.audit(self.keys(known))
+        for shard, reading in zip(self.home(known), readings, strict=True):
             for move_id, (to, sku, units) in reading.moves.items():
                 await self._change_stock(known, to, move_id, sku, units, shard)
                 notes = sale_keys(shard, known.campaign).moves
@@ -239,30 +241,31 @@ class CampaignDesk:
                 if isinstance(reply, RedisError):
                     raise StoreUnavailable(f"the store answers {reply}")
 
-    async def _end_move(self, shard: int, campaign: str, move_id: str, state: str) -> None:
-        await ask(lambda: self._ledger.execute(query("end_move"), shard, campaign, move_id, state))
+    async def _end_move(self, known: Campaign, shard: int, move_id: str, state: str) -> None:
+        await ask(lambda: self._ledger.execute(query("end_move"), shard, known.campaign, move_id, state, known.epoch))
 
     async def _moves(self, known: Campaign) -> list[asyncpg.Record]:
-        rows = await ask(lambda: self._ledger.fetch(query("get_moves"), self._home(known), known.campaign))
+        rows = await ask(lambda: self._ledger.fetch(query("get_moves"), self.home(known), known.campaign))
         return list(rows)
 
     async def _install(self, known: Campaign) -> Campaign:
         """The stock is journalled and on the shards, the campaign there is paused until all have it."""
-        home, spec = self._home(known), known.spec
+        home, spec = self.home(known), known.spec
         plan = [
             Move(shard, f"open.{s.sku}", s.sku, portion(s.stock, slot, len(home)))
             for slot, shard in enumerate(home)
             for s in spec.skus
         ]
         await self._journal(known, plan, "open")
-        for slot, keys in enumerate(self._keys(known)):
+        for slot, keys in enumerate(self.keys(known)):
             stock = {s.sku: portion(s.stock, slot, len(home)) for s in spec.skus}
-            meta = {**_meta(spec, "paused"), "version": known.version, "lease_ms": self._lease_ms}
-            code = await self._scripts.open(keys, known.epoch, meta, stock, await self._deployment())
+            meta = {**meta_of(spec, "paused"), "version": known.version, "lease_ms": self.lease_ms}
+            code = await self._scripts.open(keys, known.epoch, meta, stock, await self.deployment())
             if code in (OpenCode.FENCED, OpenCode.DIRTY):
                 raise CampaignLost(f"the store holds other data of campaign {known.campaign}: {code.name}")
         for shard, move_id, _, _ in plan:
-            await self._end_move(shard, known.campaign, move_id, "applied")
+            await self._end_move(known, shard, move_id, "applied")
+        await self.admit_fresh()
         return known
 
     async def _turn(self, known: Campaign, state: str, spec: CampaignSpec) -> Campaign:
@@ -270,7 +273,7 @@ class CampaignDesk:
         if (state, spec) != (known.state, known.spec):
             known = await self._record(known, state, spec)
         if known.state != "opening":  # the store may not have it yet, and `open` goes on to tell
-            await self._tell_store(known)
+            await self.tell_store(known)
         return known
 
     async def _record(self, known: Campaign, state: str, spec: CampaignSpec) -> Campaign:
@@ -282,13 +285,27 @@ class CampaignDesk:
             raise Refused(f"campaign {known.campaign} was changed by somebody else just now: look, and try again")
         return Campaign(known.campaign, state, version, known.epoch, spec, loosest)
 
-    async def _tell_store(self, known: Campaign) -> None:
-        for keys in self._keys(known):
-            code = await self._scripts.change(keys, known.epoch, known.version, _meta(known.spec, known.state))
+    async def tell_store(self, known: Campaign) -> None:
+        """The store has state and definition as the ledger. Raises CampaignLost."""
+        for keys in self.keys(known):
+            code = await self._scripts.change(keys, known.epoch, known.version, meta_of(known.spec, known.state))
             if code is ChangeCode.FENCED:
                 raise CampaignLost(f"the store does not hold campaign {known.campaign} as it should")
 
-    async def _deployment(self) -> str:
+    async def admit_fresh(self) -> bool:
+        """A store that nobody judged is admitted if no campaign ever was in it: then it cannot have lost one.
+
+        Returns whether it is admitted now. Raises: StoreUnavailable, LedgerUnavailable.
+        """
+        seen = await look(self._store)
+        if not seen.admitted:
+            rows = await ask(lambda: self._ledger.fetch(query("list_campaigns")))
+            if any(row["state"] not in ("draft", "opening") for row in rows):
+                return False
+            await admit(self._store, await self.deployment(), seen.run_id)
+        return True
+
+    async def deployment(self) -> str:
         """The id of this ledger's deployment. Raises ConfigInvalid if it has another number of shards than we."""
         if self._deployment_id is None:
             self._deployment_id = await claim_deployment(self._ledger, self._shards)
@@ -297,11 +314,13 @@ class CampaignDesk:
     def _first(self, campaign: str) -> int:
         return home_shards(campaign, 1, self._shards)[0]
 
-    def _home(self, known: Campaign) -> list[int]:
+    def home(self, known: Campaign) -> list[int]:
+        """The campaign's shards, by slot."""
         return home_shards(known.campaign, known.spec.spread, self._shards)
 
-    def _keys(self, known: Campaign) -> list[SaleKeys]:
-        return [sale_keys(shard, known.campaign) for shard in self._home(known)]
+    def keys(self, known: Campaign) -> list[SaleKeys]:
+        """Its keys, by slot."""
+        return [sale_keys(shard, known.campaign) for shard in self.home(known)]
 
 
 def looser(one: Limits, other: Limits) -> Limits:
@@ -317,7 +336,7 @@ def _as_move(row: asyncpg.Record) -> Move:
     return Move(row["shard"], row["move_id"], row["sku"], row["units"])
 
 
-def _meta(spec: CampaignSpec, state: str) -> dict[str, str | int]:
+def meta_of(spec: CampaignSpec, state: str) -> dict[str, str | int]:
     """The fields of the store's meta that a definition and a state make. Times in ms."""
     limits = spec.limits
     # Once set, never unset: what is counted stays counted, so a limit that comes back finds its counters complete.

@@ -147,7 +147,7 @@ async def advance(connection: Any, order: Order, step: Step, who: str, messages:
     """The step is made, with these messages; money is the caller's affair."""
     rows = await connection.fetch(
         query("move_orders"), order.shard, [order.uuid],
-        step.state, step.to, step.action, who, step.reason, messages, _timer_s(order, step),
+        step.state, step.to, step.action, who, step.reason, messages, _timer_s(order, step), None,
     )  # fmt: skip
     if not rows:
         raise asyncpg.SerializationError("the order moved in spite of its lock")  # undone, and tried again

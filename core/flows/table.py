@@ -94,6 +94,15 @@ class Flow:
         """The actions that `actor` may take in `state`, in the table's order."""
         return [s.action for s in self.steps if s.state == state and actor in s.actors]
 
+    def ending_moves(self) -> tuple[list[str], list[str], list[str]]:
+        """The moves that end an order's hold, as parallel lists: state before, action, topic."""
+        return self.moves_with(("settle", "release"))
+
+    def moves_with(self, topics: Collection[str]) -> tuple[list[str], list[str], list[str]]:
+        """The moves that write a message of these topics, as parallel lists: state before, action, topic."""
+        found = [(s.state, s.action, t) for s in self.steps for t in s.messages if t in topics]
+        return [state for state, _, _ in found], [action for _, action, _ in found], [topic for _, _, topic in found]
+
     def reachable(self, state: str) -> set[str]:
         """All states that can follow `state`, itself among them."""
         found, todo = {state}, [state]

@@ -9,8 +9,12 @@ CREATE TABLE campaigns (
     spec       jsonb       NOT NULL, -- core.model.CampaignSpec, its SKUs as first defined
     loosest    jsonb       NOT NULL, -- the loosest limits it had since it was opened: what an order may have used
     changed_at timestamptz NOT NULL DEFAULT now(),
+    back_to       text,             -- in `recovering`: the state to come back to
+    rebuilt_by    text,             -- in `recovering`: who rebuilds it in the store, and until when nobody else may
+    rebuilt_until timestamptz,
     CONSTRAINT campaigns_pkey PRIMARY KEY (shard, campaign),
-    CONSTRAINT campaigns_state CHECK (state IN ('draft', 'opening', 'open', 'paused', 'closed'))
+    CONSTRAINT campaigns_state CHECK (state IN ('draft', 'opening', 'open', 'paused', 'closed', 'recovering')),
+    CONSTRAINT campaigns_back_to CHECK ((state = 'recovering') = (back_to IS NOT NULL))
 );
 
 CREATE TABLE campaign_skus (
@@ -59,6 +63,7 @@ CREATE TABLE orders (
     pay_by      timestamptz NOT NULL,
     ship_to     jsonb,
     timer_at    timestamptz,          -- when time moves it on from its state; NULL = it does not
+    first_ship_to jsonb,              -- NULL = ship_to never changed; JSON null = there was none at first
     CONSTRAINT orders_pkey PRIMARY KEY (shard, order_id),
     CONSTRAINT orders_request_key UNIQUE (shard, campaign, channel, request_key),
     CONSTRAINT orders_seq_key UNIQUE (shard, campaign, epoch, seq),
@@ -216,4 +221,21 @@ CREATE TABLE alerts (
     seen     bigint      NOT NULL DEFAULT 1,
     detail   text        NOT NULL,
     CONSTRAINT alerts_pkey PRIMARY KEY (shard, campaign, kind)
+);
+
+CREATE TABLE rebuilds (
+    shard    smallint    NOT NULL, -- of the campaign; orders of an epoch before the newest one here come too late
+    campaign text        NOT NULL,
+    epoch    integer     NOT NULL, -- that began with it
+    at       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    made_by  text        NOT NULL,
+    why      text        NOT NULL,
+    done_at  timestamptz,          -- when the store had it; NULL = broken off, or not yet
+    base     bigint,               -- the greatest sequence number known then: the next order has the next one
+    orders   bigint,               -- installed
+    held     bigint,               -- units
+    sold     bigint,               -- units
+    gap      bigint,               -- sequence numbers up to `base` that nobody knew
+    missing  text,                 -- these as ranges, `17, 20-25`; the first ones if there are many
+    CONSTRAINT rebuilds_pkey PRIMARY KEY (shard, campaign, epoch)
 );

@@ -5,6 +5,7 @@ import http.client
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Site:
         await connection.close()
         self.env = {**KEYS, "RUSHGATE_STORE_URL": store_url, "RUSHGATE_LEDGER_DSN": dsn, "RUSHGATE_PORT": "0"}
         self.worker = self.part("worker", "ledger")
+        self.reconcile = self.part("worker", "reconcile")  # judges the store when it was started anew
         self.first, self.second = self.part("gateway"), self.part("gateway")
 
     def part(self, *args: str, **env: str) -> Part:
@@ -175,8 +177,8 @@ async def test_store_away_is_503_and_ready_again_after_its_return(site: Site, cl
         assert (found.status, found.json["http_status"], found.json["code"]) == (200, 503, "store_unavailable")
     finally:
         await site.store.start()
+    until(lambda: client.call("GET", "/readyz").status == 200)
     assert client.order(campaign, "b", "k").headers["idempotent-replayed"] == "true"
-    assert client.call("GET", "/readyz").status == 200
     assert (await asyncio.to_thread(client.settled_audit, campaign))["ok"]
 
 
@@ -201,8 +203,9 @@ async def test_store_out_of_memory_is_503_never_sold_out(site: Site, client: Cli
     assert client.order(campaign, "b", "k").status == 202
     with config(site, maxmemory="1"):
         for _ in range(5):
-            unavailable(client.order(campaign), "store_unavailable")
-    assert client.order(campaign).status == 202
+            reply = client.order(campaign)
+            unavailable(reply, "overloaded" if reply.code == "overloaded" else "store_unavailable")  # once it has seen
+    until(lambda: client.order(campaign, "b2", "k2").status == 202)
     audit = await asyncio.to_thread(client.settled_audit, campaign)
     assert (audit["ok"], audit["accepted"]) == (True, 2)
 
@@ -233,6 +236,7 @@ async def test_store_that_loads_its_data_is_503_and_not_ready(site: Site, client
         assert (ready.status, "oading" in ready.json["why"]) == (503, True)
         unavailable(await asyncio.to_thread(client.order, campaign), "store_unavailable")
         await starting
+        until(lambda: client.call("GET", "/readyz").status == 200)
         assert client.order(campaign, "b", "k").headers["idempotent-replayed"] == "true"
     finally:
         await asyncio.gather(starting, return_exceptions=True)
@@ -258,6 +262,10 @@ async def test_store_set_to_everysec_is_refused_at_the_next_connect(site: Site, 
     assert client.call("GET", "/readyz").status == 200
 
 
+def _has_its_order(client: Client, campaign: str) -> bool:
+    return client.order(campaign, "b", "k").status == 202
+
+
 @pytest.mark.parametrize("spread", [1, 4])
 async def test_campaign_gone_from_the_store_is_lost_never_sold_out(site: Site, client: Client, spread: int) -> None:
     campaign = await asyncio.to_thread(client.sale, {"red": 1}, spread=spread)
@@ -265,6 +273,7 @@ async def test_campaign_gone_from_the_store_is_lost_never_sold_out(site: Site, c
     await asyncio.to_thread(client.settled_audit, campaign)
     until(lambda: client.order(campaign).code == "sold_out")
     second = site.second.gateway()
+    site.reconcile.end()  # it would be rebuilt
     with site.redis() as store:
         store.flushall()
     until(lambda: client.order(campaign).code != "sold_out", 1.0)  # what a flag promised holds for its lease
@@ -275,6 +284,12 @@ async def test_campaign_gone_from_the_store_is_lost_never_sold_out(site: Site, c
         unavailable(gateway.get(f"/v1/campaigns/{campaign}"), "campaign_lost")
     assert client.admin("GET", f"{campaign}/audit").code == "campaign_lost"
     assert client.order(client.sale()).status == 202
+    site.reconcile = site.part("worker", "reconcile")
+    for gateway in (client, second):
+        until(partial(_has_its_order, gateway, campaign))
+        assert gateway.order(campaign).code == "sold_out"
+        assert gateway.get(f"/v1/campaigns/{campaign}").json["state"] == "open"
+    assert (await asyncio.to_thread(client.settled_audit, campaign))["ok"]
 
 
 async def test_ledger_away_intake_goes_on_and_workers_catch_up(site: Site, client: Client) -> None:

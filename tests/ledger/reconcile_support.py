@@ -22,10 +22,10 @@ from workers.relay import RelayWorker
 from workers.repairs import Mended
 
 
-def reconciler(settings: Settings, ledger: Pool, every_s: float = 0.01) -> ReconcileWorker:
+def reconciler(settings: Settings, ledger: Pool, every_s: float = 0.01, auto: bool = True) -> ReconcileWorker:
     """A worker that is not running yet, with a store connection of its own."""
     store = SharedConnection(settings.store_url, "fsync", 2.0, "reconcile")
-    return ReconcileWorker(store, ledger, SHARDS, LEASE_MS, every_s)
+    return ReconcileWorker(store, ledger, SHARDS, LEASE_MS, every_s, auto)
 
 
 async def round_of(settings: Settings, ledger: Pool) -> ReconcileWorker:

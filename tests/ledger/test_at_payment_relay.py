@@ -210,7 +210,7 @@ async def test_control_steps_that_ask_for_no_state_leave_two_ends(sale: Sale, or
     await orders.pay(paid(order), order)
     blind = query("move_orders").replace("AND state = $3", "AND $3 = $3").replace("AND o.state = $3", "")
     for to, topic in (("refund_pending", "release"), ("paid", "settle")):
-        await ledger.fetch(blind, sale.shards[0], [UUID(order)], "allocating", to, "x", "x", "x", [topic], None)
+        await ledger.fetch(blind, sale.shards[0], [UUID(order)], "allocating", to, "x", "x", "x", [topic], None, None)
     assert await ledger.fetchval("SELECT count(*) FROM outbox WHERE topic IN ('release', 'settle')") == 2
 
 

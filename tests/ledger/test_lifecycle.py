@@ -271,7 +271,7 @@ async def test_control_without_the_expected_state_a_race_has_two_winners(
     blind = query("move_orders").replace("AND state = $3", "AND $3 = $3").replace("AND o.state = $3", "")
 
     async def move(order: bytes, to: str, topic: str) -> None:
-        await ledger.fetch(blind, shard_of(order), [UUID(order)], "accepted", to, "x", "x", "x", [topic], None)
+        await ledger.fetch(blind, shard_of(order), [UUID(order)], "accepted", to, "x", "x", "x", [topic], None, None)
 
     for order in await ids(ledger):
         await asyncio.gather(move(order, "paid", "settle"), move(order, "cancelled", "release"))

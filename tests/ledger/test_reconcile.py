@@ -8,6 +8,7 @@ from asyncpg.pgproto.pgproto import UUID
 
 from core.desk.audit import Auditor
 from core.desk.campaigns import CampaignDesk
+from core.errors import CampaignLost
 from core.ledger.pool import Pool
 from core.settings import Settings
 from core.wire import encode, read_hold
@@ -248,7 +249,7 @@ async def test_more_orphans_than_missing_numbers_is_an_alert_and_no_guess(
 
 
 async def test_mended_hold_of_an_order_of_another_epoch_is_refused_by_the_store(
-    sale: Sale, settings: Settings, store: SharedConnection, ledger: Pool
+    desk: CampaignDesk, sale: Sale, settings: Settings, store: SharedConnection, ledger: Pool
 ) -> None:
     keys = sale.parts[0].keys
     await drain(store, make_worker(settings, ledger))
@@ -257,8 +258,8 @@ async def test_mended_hold_of_an_order_of_another_epoch_is_refused_by_the_store(
     await ledger.execute("DELETE FROM outbox WHERE topic = 'release'")
     await tell(store, "HSET", keys.meta, "epoch", 2)
     before = await contents(store)
-    worker = await round_of(settings, ledger)
-    assert (worker.mended, await open_alerts(ledger)) == (0, {"store_lost": 1})
+    with pytest.raises(CampaignLost):
+        await mend(desk, sale, Mender(store, ledger, SHARDS))
     assert await contents(store) == before
     assert await state(ledger, order) == "cancelled"
     assert await ledger.fetchval("SELECT count(*) FROM repairs WHERE order_id = $1", UUID(order)) == 0

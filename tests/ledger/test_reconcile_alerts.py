@@ -8,6 +8,7 @@ import pytest
 
 from core.desk.audit import Auditor
 from core.desk.campaigns import CampaignDesk
+from core.desk.rebuild import Rebuilder
 from core.ledger.pool import Pool, open_pool
 from core.settings import Settings
 from lua.connection import SharedConnection
@@ -143,10 +144,11 @@ async def test_order_gone_from_the_ledger_comes_back_from_its_hold_without_an_al
 
 @pytest.mark.parametrize("loss", ["all", "epoch"])
 async def test_worker_outlives_a_store_that_lost_a_campaign(
-    loss: str, sale: Sale, desk: CampaignDesk, settings: Settings, store: SharedConnection, ledger: Pool
-) -> None:
+    loss: str, sale: Sale, desk: CampaignDesk, auditor: Auditor, settings: Settings, store: SharedConnection,
+    ledger: Pool,
+) -> None:  # fmt: skip
     keys = sale.parts[0].keys
-    worker = reconciler(settings, ledger)
+    worker = reconciler(settings, ledger, auto=False)  # else it would be rebuilt: tests/faults/test_store_loss.py
     async with running(worker):
         await rounds(worker, 0)
         await (store.exchange([("FLUSHALL",)]) if loss == "all" else store.exchange([("HDEL", keys.meta, "epoch")]))
@@ -158,10 +160,9 @@ async def test_worker_outlives_a_store_that_lost_a_campaign(
         await entry_lost(store, other.parts[0].keys)
         await rounds(worker, 1)
         assert worker.mended == 2
-        if loss == "epoch":
-            await tell(store, "HSET", keys.meta, "epoch", 1)
-            await rounds(worker, 1)
-            assert await open_alerts(ledger) == {}
+        await Rebuilder(desk, auditor, store, ledger, "test").rebuild(sale.campaign, "test")
+        await rounds(worker, 1)
+        assert await open_alerts(ledger) == {}
 
 
 async def test_campaign_that_cannot_be_read_is_alerted_and_does_not_keep_the_others_waiting(

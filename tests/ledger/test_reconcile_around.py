@@ -116,6 +116,6 @@ async def test_look_at_holds_and_numbers_uses_the_keys(filled: Pool) -> None:
     nodes = await plan(filled, "ended_holds", 3, some, *ending_moves("goods"))
     assert {"order_events_pkey"} <= indexes(nodes)
     assert not {"order_events", "outbox"} & set(whole_scans(nodes))
-    nodes = await plan(filled, "missing_numbers", 3, "sale3", 1, 20_000, [1], [10], 100)
+    nodes = await plan(filled, "missing_numbers", 3, "sale3", 1, 20_000, [1], [10], 100, 0)
     assert {"orders_seq_key", "orders_request_key"} & indexes(nodes)  # both begin with shard and campaign
     assert "orders" not in whole_scans(nodes)

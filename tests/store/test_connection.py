@@ -8,7 +8,8 @@ import pytest
 from redis.exceptions import RedisError, ResponseError
 
 from core.errors import StoreNotAsPromised, StoreUnavailable
-from lua.connection import Durability, SharedConnection, StoreConnection, broken_promises
+from lua.connection import LocalLevel, SharedConnection, StoreConnection
+from lua.durability import broken_promises
 from lua.reserve import ReserveCode
 from lua.source import LuaSource
 from tests.conftest import Services
@@ -17,7 +18,7 @@ from tests.support import StoreSale, eventually, fresh, tell
 
 @asynccontextmanager
 async def connection(
-    services: Services, timeout_s: float = 10.0, durability: Durability = "fsync"
+    services: Services, timeout_s: float = 10.0, durability: LocalLevel = "fsync"
 ) -> AsyncIterator[StoreConnection]:
     made = StoreConnection(services.store_url, durability, timeout_s, fresh("test"))
     try:

@@ -7,7 +7,17 @@ import pytest
 
 from lua.connection import SharedConnection
 from lua.reserve import ReserveCode
-from lua.scripts import AllocateCode, ChangeCode, GivebackCode, OpenCode, ReleaseCode, RestockCode, SettleCode
+from lua.scripts import (
+    AllocateCode,
+    ChangeCode,
+    FenceCode,
+    GivebackCode,
+    OpenCode,
+    RebuildCode,
+    ReleaseCode,
+    RestockCode,
+    SettleCode,
+)
 from lua.source import LuaSource, script_names
 from tests.support import tell
 
@@ -20,8 +30,10 @@ CODES: dict[str, type[IntEnum]] = {
     "settle": SettleCode,
     "giveback": GivebackCode,
     "allocate": AllocateCode,
+    "fence": FenceCode,
+    "rebuild": RebuildCode,
 }
-FLAGS = {"reserve": "", "open": "", "change": "allow-oom", "restock": "allow-oom", "ack": "allow-oom", "release": "allow-oom", "settle": "allow-oom", "giveback": "allow-oom", "allocate": "allow-oom", "audit": "no-writes"}  # fmt: skip # noqa: E501
+FLAGS = {"reserve": "", "open": "", "rebuild": "", "fence": "allow-oom", "change": "allow-oom", "restock": "allow-oom", "ack": "allow-oom", "release": "allow-oom", "settle": "allow-oom", "giveback": "allow-oom", "allocate": "allow-oom", "touch": "allow-oom", "backlog": "no-writes", "audit": "no-writes"}  # fmt: skip # noqa: E501
 NO_KEY = {"TIME"}  # commands that name no key
 
 every_script = pytest.mark.parametrize("name", script_names())

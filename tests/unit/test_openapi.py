@@ -16,6 +16,7 @@ from gateway.lifecycle import Lifecycle
 from gateway.openapi import document
 from gateway.problems import CODES
 from gateway.views import Views
+from lua.durability import Level
 
 ANY: Any = None  # routes are made without a look at these
 
@@ -30,7 +31,7 @@ def test_document_is_valid_openapi() -> None:
 
 def test_paths_and_methods_are_exactly_those_served() -> None:
     access = Access({}, "")
-    views = Views(access, ANY, ANY, "fsync", 1, b"")
+    views = Views(access, ANY, ANY, Level("fsync"), 1, b"")
     admin = Admin(access, ANY, ANY, ANY, 1)
     lifecycle = Lifecycle(access, ANY, ANY, ANY, ANY, ANY, None, None, 1)
     served = {

@@ -46,7 +46,8 @@ BAD = [
     ("gateway_workers", "0"), ("ledger_workers", "65"), ("body_bytes", "255"), ("batch_body_bytes", "1"),
     ("queue_orders", "0"), ("store_connections", "17"), ("reserve_batch", "513"), ("reserve_batch", "0"),
     ("retry_after_s", "0"), ("sold_out_lease_ms", "901"), ("sold_out_lease_ms", "-1"), ("drain_orders", "0"),
-    ("claim_idle_ms", "99"), ("embedded_store_port", "70000"),
+    ("replicas", "0"), ("replica_wait_ms", "0"), ("intake_high_orders", "0"), ("intake_max_age_s", "0"),
+    ("store_memory_high", "1.1"), ("store_memory_high", "0"), ("claim_idle_ms", "99"), ("embedded_store_port", "70000"),
     ("admin_token", "fifteen-letters"), ("partners_url", "ftp://x"), ("partners_url", "x:80"),
     ("channel_keys", "app"), ("channel_keys", "app=short"), ("channel_keys", f"={SECRET}"),
     ("channel_keys", f"App={SECRET}"), ("channel_keys", "app=ключключключключ"),
@@ -66,7 +67,7 @@ def test_settings_bad_variable_names_itself(name: str, text: str) -> None:
         ("port", "65536", "must be 0 to 65,535"),
         ("shards", "0", "must be 1 to 4,096"),
         ("store_timeout_s", "0", "must be more than 0 and at most 3,600"),
-        ("durability", "everysec", "must be one of memory, fsync"),
+        ("durability", "everysec", "must be one of memory, fsync, replicated"),
         ("host", "", "must be text, and not empty"),
         ("admin_token", "short", "must have 16 characters or more"),
     ],
@@ -157,7 +158,7 @@ names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,31}(\.[a-z0-9]{1,8})?", fullmatch=T
             "port": st.integers(0, 65_535),
             "shards": st.integers(1, 4096),
             "store_timeout_s": st.floats(0, 3_600, exclude_min=True),
-            "durability": st.sampled_from(["memory", "fsync"]),
+            "durability": st.sampled_from(["memory", "fsync", "replicated"]),
             "admin_token": secrets | st.just(""),
             "channel_keys": st.dictionaries(names, secrets, max_size=4).filter(
                 lambda d: len(set(d.values())) == len(d)

@@ -17,5 +17,5 @@ JOIN order_items i ON i.shard = o.shard AND i.order_id = o.order_id
 LEFT JOIN order_events e ON e.shard = o.shard AND e.order_id = o.order_id AND e.action IN ('allocated', 'too_late')
 LEFT JOIN outbox m ON m.shard = o.shard AND m.order_id = o.order_id AND m.topic = 'release'
 LEFT JOIN deliveries d ON d.shard = o.shard AND d.order_id = o.order_id AND d.topic = 'release'
-WHERE o.shard = $1 AND o.campaign = $2 AND o.epoch = $3 AND o.seq <= $4
+WHERE o.shard = $1 AND o.campaign = $2 AND (o.epoch, o.seq) <= ($3::integer, $4::bigint)
 GROUP BY i.sku;

@@ -5,7 +5,7 @@
 --          $5 when the store began to be read, the ledger's clock  $6 seconds  $7 most rows
 -- Returns  seq, payload: one row an order
 SELECT DISTINCT ON (d.seq) d.seq, d.payload FROM dead_letters d
-WHERE d.shard = $1 AND d.campaign = $2 AND d.epoch = $3 AND d.seq <= $4
+WHERE d.shard = $1 AND d.campaign = $2 AND d.epoch <= $3 AND d.seq <= $4
   AND (d.dropped_at IS NULL OR d.dropped_at > $5::timestamptz - make_interval(secs => $6))
   AND NOT EXISTS (SELECT FROM orders o WHERE o.shard = d.shard AND o.order_id = d.order_id)
 ORDER BY d.seq LIMIT $7;

@@ -1,4 +1,4 @@
--- audit_units: units per SKU in orders of one campaign, epoch and shard up to a sequence number.
+-- audit_units: units per SKU in orders of one campaign and shard, up to an epoch and in it to a sequence number.
 --
 -- Params   $1 shard  $2 campaign  $3 epoch  $4 seq
 --          $5 when the store began to be read, the ledger's clock
@@ -13,5 +13,5 @@ FROM orders o
 JOIN order_items i ON i.shard = o.shard AND i.order_id = o.order_id
 LEFT JOIN outbox m ON m.shard = o.shard AND m.order_id = o.order_id AND m.topic = 'release'
 LEFT JOIN deliveries d ON d.shard = o.shard AND d.order_id = o.order_id AND d.topic = 'release'
-WHERE o.shard = $1 AND o.campaign = $2 AND o.epoch = $3 AND o.seq <= $4
+WHERE o.shard = $1 AND o.campaign = $2 AND (o.epoch, o.seq) <= ($3::integer, $4::bigint)
 GROUP BY i.sku;

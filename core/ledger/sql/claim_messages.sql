@@ -2,7 +2,8 @@
 -- a relay that dies leaves them to the next one when the lease has passed.
 --
 -- Params   $1 shard  $2 topic  $3 most messages, 1 to 1,000  $4 lease in seconds
--- Returns  order_id, version, attempts (this one counted), waited_ms, campaign, epoch
+-- Returns  order_id, version, attempts (this one counted), waited_ms, campaign, epoch = the campaign's newest on this
+--          shard: a rebuild puts holds of older ones under it
 WITH due AS (
     SELECT order_id, version FROM outbox
     WHERE shard = $1 AND topic = $2 AND due_at <= now()
@@ -14,5 +15,6 @@ WITH due AS (
     RETURNING m.order_id, m.version, m.attempts, m.at
 )
 SELECT t.order_id, t.version, t.attempts,
-       (extract(epoch FROM clock_timestamp() - t.at) * 1000)::bigint AS waited_ms, o.campaign, o.epoch
+       (extract(epoch FROM clock_timestamp() - t.at) * 1000)::bigint AS waited_ms, o.campaign,
+       coalesce((SELECT max(r.epoch) FROM rebuilds r WHERE r.shard = $1 AND r.campaign = o.campaign), o.epoch) AS epoch
 FROM taken t JOIN orders o ON o.shard = $1 AND o.order_id = t.order_id;

@@ -12,7 +12,7 @@ FROM orders o
 JOIN order_events e ON e.shard = o.shard AND e.order_id = o.order_id
 JOIN unnest($4::text[], $5::text[], $6::text[]) AS s (from_state, action, topic)
      ON s.from_state = e.from_state AND s.action = e.action
-WHERE o.shard = $1 AND o.campaign = $2 AND o.epoch = $3 AND o.state IN ('allocating', 'refund_pending', 'refunded')
+WHERE o.shard = $1 AND o.campaign = $2 AND o.epoch <= $3 AND o.state IN ('allocating', 'refund_pending', 'refunded')
   AND (s.topic <> 'allocate' OR o.state = 'allocating')
   AND NOT EXISTS (SELECT FROM outbox m WHERE m.shard = e.shard AND m.order_id = e.order_id
                                          AND m.version = e.version AND m.topic = s.topic)

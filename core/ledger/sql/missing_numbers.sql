@@ -3,9 +3,10 @@
 --
 -- Params   $1 shard  $2 campaign  $3 epoch  $4 seq: orders accepted; read before the intake was
 --          $5 firsts bigint[]  $6 lasts bigint[]: parallel, the numbers seen in the intake  $7 most rows
+--          $8 base: numbers up to here are of earlier epochs, and known or gone
 -- Returns  seq, ascending
 SELECT seq FROM (
-    SELECT generate_series(1, $4::bigint) AS seq
+    SELECT generate_series($8::bigint + 1, $4::bigint) AS seq
     EXCEPT
     SELECT seq FROM orders WHERE shard = $1 AND campaign = $2 AND epoch = $3 AND seq BETWEEN 1 AND $4
     EXCEPT

@@ -4,10 +4,13 @@
 -- Params     $1 shard  $2 order_ids uuid[], 1 to 1,000  $3 from_state  $4 to_state  $5 action  $6 actor  $7 reason
 --            $8 topics text[]: the messages of the step  $9 timer_s: after so long time moves them on
 --            from the new state; NULL = it does not
+--            $10 epoch that the store was asked under, NULL = it was not: nothing is moved if a rebuild began a newer one
 -- Returns    order_id, version of each order moved by THIS call.
 WITH wanted AS (
     SELECT order_id FROM orders
     WHERE shard = $1 AND order_id = ANY ($2::uuid[]) AND state = $3
+      AND NOT EXISTS (SELECT FROM rebuilds r
+                      WHERE r.shard = $1 AND r.campaign = orders.campaign AND r.epoch > $10::integer)
     ORDER BY order_id FOR UPDATE
 ), moved AS (
     UPDATE orders o SET state = $4, version = o.version + 1,

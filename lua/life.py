@@ -1,0 +1,67 @@
+"""The life of a store: which process, and which copy of the data, orders may be taken on.
+
+A server draws a new `run_id` each time it starts, and a promoted replica has one of its own. The key `life` says which
+run was judged and admitted by the recovery (core/desk/recovery.py). So a restart, an older copy, a failover and another
+store all show themselves at the next connect, without a question to the ledger.
+"""
+
+from typing import NamedTuple
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from core.errors import Recovering, StoreUnavailable
+from lua.connection import Command, Reply, SharedConnection, StoreConnection
+from lua.keys import life_key
+
+QUESTIONS: list[Command] = [("INFO", "server"), ("GET", life_key())]
+
+
+class Seen(NamedTuple):
+    """What a store says of its life."""
+
+    run_id: str
+    admitted: bool  # this run was judged, and found or made to be as the ledger has it
+    deployment: str  # that judged it last, '' = none did
+
+
+def read(replies: list[Reply]) -> Seen:
+    """The answers to QUESTIONS. Raises StoreUnavailable."""
+    for reply in replies:
+        if isinstance(reply, RedisError):
+            raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}")
+    info, life = replies
+    lines = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+    run_id = lines["run_id"]
+    deployment, _, admitted = (life or b"").decode().partition(" ")
+    return Seen(run_id, admitted == run_id, deployment)
+
+
+async def look(store: SharedConnection) -> Seen:
+    """What the store says now. Raises StoreUnavailable."""
+    return read(await store.exchange(QUESTIONS))
+
+
+async def admit(store: SharedConnection, deployment: str, run_id: str) -> None:
+    """Orders are taken on this run of the store; another one that is there meanwhile stays shut.
+
+    Raises: StoreUnavailable.
+    """
+    [reply] = await store.exchange([("SET", life_key(), f"{deployment} {run_id}")])
+    if isinstance(reply, RedisError):
+        raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}")
+
+
+class AdmittedConnection(StoreConnection):
+    """A connection for what must not be done on a store that lost data: selling, and giving out units."""
+
+    async def connect(self) -> AbstractConnection:
+        """As StoreConnection; and the store's present life was admitted. Raises also: Recovering."""
+        if self._connection is not None:
+            return self._connection
+        connection = await super().connect()
+        seen = read(await self.exchange(QUESTIONS))
+        if not seen.admitted:
+            await self.close()
+            raise Recovering("the store was started anew, and is judged before orders are taken on it")
+        return connection

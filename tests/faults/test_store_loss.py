@@ -1,0 +1,265 @@
+"""The store is killed, emptied, replaced by an older copy or by another: orders are taken again only on a store that is
+as the ledger has it, without a person, and what was accepted before keeps its key, its limits and its units."""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from core.desk.audit import Auditor
+from core.desk.campaigns import CampaignDesk
+from core.desk.rebuild import Rebuilder
+from core.errors import Recovering, StoreUnavailable
+from core.ledger.pool import Pool
+from core.settings import Settings
+from lua.connection import SharedConnection
+from lua.life import AdmittedConnection
+from ops.embedded_store import EmbeddedStore
+from tests.ledger.rebuild_support import Life
+from tests.ledger.reconcile_support import open_alerts
+from tests.ledger.support import Sale, make_worker, running
+from tests.support import LEASE_MS, SHARDS, eventually, fresh, tell
+from workers.reconcile import ReconcileWorker
+
+
+class Site:
+    """A store of its own on a port that stays, the session's ledger, a ledger worker and a reconcile worker."""
+
+    def __init__(self, data: Path, store: EmbeddedStore, settings: Settings, ledger: Pool) -> None:
+        self.data = data
+        self.server = store
+        self.settings = settings
+        self.ledger = ledger
+        url = settings.store_url
+        self.bare = SharedConnection(url, "fsync", 5.0, "bare")
+        self.door = AdmittedConnection(url, "fsync", 5.0, "door")
+        self.desk = CampaignDesk(self.bare, ledger, SHARDS, LEASE_MS)
+        self.auditor = Auditor(self.desk, self.bare, ledger, SHARDS)
+        self.sale: Sale
+        self.life: Life
+
+    async def open(self) -> None:
+        self.sale = await Sale.open(self.desk, {"red": 100}, limits={"buyer": 1})
+        self.life = Life(self.sale, self.settings, self.ledger, self.bare)
+        await self.life.live()
+
+    def reconciler(self, auto: bool = True) -> ReconcileWorker:
+        store = SharedConnection(self.settings.store_url, "fsync", 5.0, "reconcile")
+        return ReconcileWorker(store, self.ledger, SHARDS, LEASE_MS, 0.05, auto, fresh("reconcile"))
+
+    @contextlib.asynccontextmanager
+    async def working(self, auto: bool = True) -> AsyncIterator[ReconcileWorker]:
+        worker = self.reconciler(auto)
+        async with running(make_worker(self.settings, self.ledger, fresh("w"))), running(worker):
+            yield worker
+
+    async def taken_again(self) -> float:
+        """How long it took, from now on, until orders may be taken, seconds."""
+        began_s = time.monotonic()
+        await eventually(self.open_door, 20.0, 0.005)
+        return time.monotonic() - began_s
+
+    async def open_door(self) -> bool:
+        try:
+            await self.door.connect()
+        except StoreUnavailable:
+            return False
+        return True
+
+    async def shut(self) -> None:
+        """No order is taken on the store as it is now."""
+        await self.door.close()
+        with pytest.raises(Recovering):
+            await self.door.connect()
+
+    async def healed(self, epoch: int, lost: tuple[bytes, ...] = ()) -> None:
+        """The campaign is open; its keys, limits and units are those of what was accepted; it sells out exactly."""
+
+        async def is_open() -> bool:
+            known = await self.desk.show(self.sale.campaign)
+            state = await tell(self.bare, "HGET", self.sale.parts[0].keys.meta, "state")  # the store hears of it last
+            return (known.state, known.epoch, state) == ("open", epoch, b"open")
+
+        await eventually(is_open, 20.0)
+        await self.life.replayed(epoch, lost)
+        await self.life.relay()
+        held = [a for o, a in self.life.asked.items() if o in self.life.stages["held"]]
+        part = self.sale.parts[0]
+        answers = await part.reserve(self.bare, *(part.ask(a.buyer_id) for a in held))
+        assert [o.code.name for o in answers.outcomes] == ["OVER_LIMIT"] * len(held)
+        await self.life.sell_out(epoch)
+
+        async def drained() -> bool:
+            return (await self.auditor.audit(self.sale.campaign)).in_flight == 0
+
+        await eventually(drained)
+        report = await self.auditor.audit(self.sale.campaign)
+        assert report.ok, report
+        rows = await self.ledger.fetch(
+            "SELECT o.order_id, EXISTS (SELECT FROM stock_moves m WHERE m.kind = 'return' AND m.state = 'applied' "
+            "AND m.move_id LIKE 'return.' || o.order_id || '.%') AS back, o.state FROM orders o"
+        )
+        gone = sum(r["back"] or r["state"] in ("cancelled", "expired") for r in rows)
+        assert len(rows) - gone == 100
+
+        async def no_alerts() -> bool:
+            return await open_alerts(self.ledger) == {}
+
+        await eventually(no_alerts)
+
+
+@pytest.fixture
+async def site(settings: Settings, ledger: Pool) -> AsyncIterator[Site]:
+    with tempfile.TemporaryDirectory(prefix="rushgate-test-") as folder:
+        store = EmbeddedStore(folder)
+        try:
+            url = await store.start()
+            found = Site(Path(folder), store, settings.with_values(store_url=url), ledger)
+            await found.open()
+            yield found
+            await found.bare.close()
+            await found.door.close()
+        finally:
+            await store.stop()
+
+
+async def test_store_killed_and_started_is_admitted_again_and_nothing_is_rebuilt(site: Site) -> None:
+    async with site.working() as worker:
+        await site.taken_again()
+        await site.life.accept(5)  # may still be in the stream when it dies
+        await site.server.kill()
+        await site.server.start()
+        await site.door.close()
+        waited_s = await site.taken_again()
+        assert worker.recovery.rebuilt == 0
+        await site.healed(1)
+    assert waited_s < 3.0  # measured: 0.1 to 0.2 s; the machine is shared
+    print(f"orders are taken {waited_s:.3f} s after the store answers")
+
+
+async def test_store_started_anew_takes_no_order_before_it_is_judged(site: Site) -> None:
+    """Control: without the look at its life the same store would sell."""
+    assert await site.open_door()
+    await site.server.kill()
+    await site.server.start()
+    await site.shut()
+    await site.life.accept(1)  # by a connection that does not look
+    async with site.working():
+        await site.taken_again()
+
+
+@pytest.mark.parametrize("how", ["emptied", "another", "flushed"])
+async def test_store_that_lost_everything_is_rebuilt(site: Site, how: str) -> None:
+    await site.life.drain()
+    if how == "flushed":
+        assert await tell(site.bare, "FLUSHALL") == b"OK"
+        async with site.working() as worker:
+            await site.healed(2)
+            assert worker.recovery.rebuilt == 1
+        return
+    await site.server.stop()
+    if how == "emptied":
+        shutil.rmtree(site.data / "store" / "appendonlydir")
+    else:
+        shutil.rmtree(site.data / "store")
+    await site.server.start()
+    await site.shut()
+    async with site.working() as worker:
+        await site.taken_again()
+        await site.healed(2)
+        assert worker.recovery.rebuilt == 1
+
+
+async def test_older_copy_of_the_store_is_rebuilt(site: Site) -> None:
+    """Orders and ends of holds that came after the copy are not in it; what its stream still had is drained."""
+    old = site.data / "copy"
+    undrained = await site.life.accept(2)  # in the copy's stream alone, when the worker of the original is too late
+    await site.server.stop()
+    shutil.copytree(site.data / "store", old)
+    await site.server.start()
+    await site.life.drain()
+    await site.life.accept(4)
+    await site.life.drain()
+    lost = await site.life.accept(1)
+    await site.server.stop()
+    shutil.rmtree(site.data / "store")
+    shutil.move(old, site.data / "store")
+    await site.server.start()
+    await site.shut()
+    async with site.working() as worker:
+        await site.taken_again()
+        await site.healed(2, tuple(lost))
+        assert worker.recovery.rebuilt == 1
+    assert await site.ledger.fetchval("SELECT count(*) FROM orders WHERE order_id = ANY ($1::uuid[])", [
+        o.hex() for o in undrained]) == 2  # fmt: skip
+
+
+async def test_campaign_whose_keys_are_gone_is_rebuilt_while_the_store_runs(site: Site) -> None:
+    async with site.working() as worker:
+        await site.taken_again()
+        keys = site.sale.parts[0].keys
+        await tell(site.bare, "DEL", keys.meta, keys.stock, keys.holds)
+        await site.healed(2)
+        assert worker.recovery.rebuilt == 1
+
+
+async def test_manual_recovery_waits_for_a_person(site: Site) -> None:
+    assert await tell(site.bare, "FLUSHALL") == b"OK"
+    async with site.working(auto=False) as worker:
+        await site.taken_again()  # the store is served; the campaign is not
+        known = await site.desk.show(site.sale.campaign)
+        assert (known.state, known.epoch, worker.recovery.rebuilt) == ("recovering", 2, 0)
+
+        async def alerted() -> bool:
+            return await open_alerts(site.ledger) != {}
+
+        await eventually(alerted)
+        done = await Rebuilder(site.desk, site.auditor, site.bare, site.ledger, "me").rebuild(known.campaign, "by hand")
+        assert done.state == "open"
+        await site.healed(3)
+
+
+async def test_two_recoveries_at_once_rebuild_once(site: Site) -> None:
+    assert await tell(site.bare, "FLUSHALL") == b"OK"
+    other = site.reconciler()
+    async with site.working() as worker, running(other):
+        await site.taken_again()
+        await site.healed((await site.desk.show(site.sale.campaign)).epoch)
+        assert worker.recovery.rebuilt + other.recovery.rebuilt == 1
+
+
+async def test_rebuild_cut_off_at_every_exchange_is_finished_by_the_next_one(site: Site) -> None:
+    class Cut(SharedConnection):
+        left = 0
+
+        async def exchange(self, commands):  # type: ignore[no-untyped-def]
+            if self.left == 0:
+                raise StoreUnavailable("cut")
+            self.left -= 1
+            replies = await super().exchange(commands)
+            if self.left == 0:
+                raise StoreUnavailable("cut: it was done, and the answer is lost")
+            return replies
+
+    cuts = 0
+    for cuts in range(1, 100):
+        store = Cut(site.settings.store_url, "fsync", 5.0, "cut")
+        store.left = cuts
+        desk = CampaignDesk(store, site.ledger, SHARDS, LEASE_MS)
+        auditor = Auditor(desk, store, site.ledger, SHARDS)
+        try:
+            await Rebuilder(desk, auditor, store, site.ledger, "me").rebuild(site.sale.campaign, "test")
+            break
+        except StoreUnavailable:
+            continue
+        finally:
+            await store.close()
+    assert 10 < cuts < 99
+    epoch = (await site.desk.show(site.sale.campaign)).epoch
+    assert await site.life.taken() == (103, 94, 3, 6)
+    async with site.working():
+        await site.healed(epoch)
