@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run up test test-debian check format docs lock clean bench faults
+.PHONY: help install run up test test-debian check format docs lock clean bench faults soak
 
 help: ## show this help
 	@echo "Rushgate: takes the orders of a flash sale. Targets:"
@@ -30,8 +30,8 @@ run: $(STAMP) ## the main job: the stack, the sample campaign, a real rush, the 
 up: $(STAMP) ## only the stack, in the foreground
 	@exec $(BIN)/rushgate up
 
-test: $(STAMP) ## all tests, against real services that the tests start themselves
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## all tests, against real services that the tests start themselves (JOBS=2 processes)
+	@$(BIN)/python -m pytest -m '' -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 test-debian: $(STAMP) ## the tests of store and ledger on Debian's Redis 7.0 and Postgres 15
 	@tests/debian.sh
@@ -52,6 +52,9 @@ docs: $(STAMP) ## make the tables of docs/operations.md from the code
 faults: $(STAMP) ## the stack under drawn faults, judged: SEED=… MINUTES=… (10), or ROUNDS=…; FAULTS=a,b names them
 	@$(BIN)/python -m tests.faults.nemesis $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) \
 		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FAULTS),--faults $(FAULTS))
+
+soak: $(STAMP) ## steady load with restarts, judged, flat after each drain? MINUTES=… (30) SEED=…
+	@$(BIN)/python -m tests.faults.soak $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 bench: $(STAMP) ## the figures of docs/performance.md on this machine
 	@$(BIN)/python -m bench

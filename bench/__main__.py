@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from bench import drain, expiry, intake, life, relay, store
+from bench import drain, expiry, intake, life, overload, rebuild, relay, store
 from bench.environment import environment, save
 from bench.services import Services, services
 
@@ -21,6 +21,8 @@ PARTS: dict[str, Callable[[Services], Awaitable[dict[str, Any]]]] = {
     "relay": relay.measure,
     "expiry": expiry.measure,
     "life": life.measure,
+    "overload": overload.measure,
+    "rebuild": rebuild.measure,
 }
 
 

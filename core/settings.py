@@ -55,6 +55,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     body_bytes: Annotated[int, Meta(ge=256, le=1_048_576, description="Largest body of one order, bytes; beyond it 413.")] = 16_384  # fmt: skip # noqa: E501
     batch_body_bytes: Annotated[int, Meta(ge=1_024, le=67_108_864, description="Largest body of `orders:batch`, bytes; beyond it 413.")] = 4_194_304  # fmt: skip # noqa: E501
     queue_orders: Annotated[int, Meta(ge=1, le=1_000_000, description="Most requests that wait for the store in one gateway process; beyond it 503 `overloaded`.")] = 20_000  # fmt: skip # noqa: E501
+    queue_ms: Annotated[int, Meta(ge=10, le=60_000, description="Longest wait of a request for the store in one gateway process, ms; beyond it 503 `overloaded`. As many may wait as the store takes in that time.")] = 1_000  # fmt: skip # noqa: E501
     intake_high_orders: Annotated[int, Meta(ge=1, le=100_000_000, description="Accepted orders that may wait for the ledger on the shards that a gateway sells on; beyond it 503 `overloaded`, until half of them have gone.")] = 500_000  # fmt: skip # noqa: E501
     intake_max_age_s: Annotated[float, Meta(gt=0, le=86_400, description="How long the oldest order may wait for the ledger, seconds; beyond it 503 `overloaded`, until it is half as long.")] = 600.0  # fmt: skip # noqa: E501
     store_memory_high: Annotated[float, Meta(ge=0.01, le=1, description="Share of the store's `maxmemory` (if it has one) beyond which new orders get 503 `overloaded`, until it is 0.05 less.")] = 0.85  # fmt: skip # noqa: E501

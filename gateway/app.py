@@ -1,5 +1,7 @@
 """The ASGI application: one look at the path sends orders down the hot path, the rest goes to Starlette's router."""
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -25,6 +27,7 @@ BATCH = "/orders:batch"
 ORDERS_BARE, BATCH_BARE = len(PREFIX + ORDERS), len(PREFIX + BATCH)
 
 Endpoint = Callable[[Scope, Receive, Send, str], Awaitable[None]]
+CLOSE = [(b"connection", b"close")]
 ALLOW = [(b"allow", b"POST")]
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
@@ -32,12 +35,24 @@ _STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 class Application:
     """What uvicorn calls."""
 
-    def __init__(self, orders: OrderEndpoint, batch: BatchEndpoint, rest: ASGIApp) -> None:
+    def __init__(
+        self, orders: OrderEndpoint, batch: BatchEndpoint, rest: ASGIApp, full: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`full`: whether new orders would be refused because too many wait."""
+        self.full = full
         self._orders = orders
         self._batch = batch
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._serve(scope, receive, send)
+        except asyncio.CancelledError:
+            # Nobody else cancels a request: this process stops, and its grace is over. What had an answer has it.
+            with contextlib.suppress(Exception):
+                await send_problem(send, problem("store_unavailable", "the gateway stops"), b"1", CLOSE)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path: str = scope["path"]
             if path.startswith(PREFIX):

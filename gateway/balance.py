@@ -27,7 +27,8 @@ class Found(Enum):
 
 
 class Search(NamedTuple):
-    """The result, and for NOTHING the marks and the shortest lease of all shards, from `sent_s` on."""
+    """The result, for a refusal when its first question was sent, and for NOTHING the marks and the shortest lease of
+    all shards, from then on."""
 
     found: Found
     mark: bytes = b""
@@ -44,14 +45,28 @@ class Balancer:
         self._searches: dict[tuple[str, int, int, str, int], asyncio.Task[Search]] = {}
 
     async def seek(self, sale: Sale, slot: int, sku: str, wanted: int) -> Search:
-        """`wanted` units of `sku` are on the shard of `slot`, if all shards have so many. Raises StoreUnavailable."""
+        """`wanted` units of `sku` are on the shard of `slot`, if all shards have so many. Raises StoreUnavailable.
+
+        That there are none is true of a moment after this call: a search that was under way may have read a shard
+        before units came back to it, and its refusal is not ours.
+        """
         which = (sale.campaign, sale.epoch, slot, sku, wanted)
-        task = self._searches.get(which)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._seek(sale, slot, sku, wanted))
-            self._searches[which] = task
-            task.add_done_callback(lambda t: (self._searches.pop(which, None), t.cancelled() or t.exception()))
-        return await asyncio.shield(task)
+        asked_s = asyncio.get_running_loop().time()
+        while True:
+            task = self._searches.get(which)
+            if task is None or task.done():
+                task = asyncio.get_running_loop().create_task(self._seek(sale, slot, sku, wanted))
+                self._searches[which] = task
+                task.add_done_callback(lambda t: self._ended(which, t))
+            search = await asyncio.shield(task)
+            if search.found in (Found.HERE, Found.BUSY) or search.sent_s >= asked_s:
+                return search
+
+    def _ended(self, which: tuple[str, int, int, str, int], task: asyncio.Task[Search]) -> None:
+        if self._searches.get(which) is task:
+            del self._searches[which]
+        if not task.cancelled():
+            task.exception()  # whoever asked has it; nobody may be there any more
 
     async def _seek(self, sale: Sale, slot: int, sku: str, wanted: int) -> Search:
         sent_s = asyncio.get_running_loop().time()
@@ -88,7 +103,7 @@ class Balancer:
         if [_moved(r, sku) for r in first] != [_moved(r, sku) for r in again]:
             return Search(Found.BUSY)
         if any(r.on_sale(sku) for r in first):
-            return Search(Found.TOO_FEW)
+            return Search(Found.TOO_FEW, sent_s=sent_s)
         mark = b"|".join((("w" if r.waits_ms(sku) else "") + r.meta.get(f"r:{sku}", "0")).encode() for r in first)
         lease_ms = min(r.waits_ms(sku) or int(r.meta["lease_ms"]) for r in first)
         return Search(Found.NOTHING, mark, lease_ms, sent_s)

@@ -12,8 +12,8 @@ from core.ids import campaign_tag
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
 from core.model import NAME, CampaignSpec
-from lua.connection import SharedConnection
-from lua.keys import home_shards, sale_keys
+from lua.connection import Command, SharedConnection
+from lua.keys import home_shards, life_key, sale_keys
 
 LEDGER_WAIT_S = 2.0  # for a name that the store does not know
 MAX_UNKNOWN = 10_000  # names remembered as unknown
@@ -112,16 +112,24 @@ class Catalogue:
     async def _read(self, campaign: str) -> Sale:
         # Built, not looked up: callers choose this name, and it shall not stay in memory before it is known.
         keys = sale_keys.__wrapped__(home_shards(campaign, 1, self.shards)[0], campaign)
-        [found] = await self._store.exchange([("HMGET", keys.meta, "epoch", "version", "config", "state")])
-        if isinstance(found, RedisError):
-            raise StoreUnavailable(f"the store answers {type(found).__name__}: {found}")
-        epoch, version, config, state = found
+        asks: list[Command] = [
+            ("HMGET", keys.meta, "epoch", "version", "config", "state", "deployment"), ("GET", life_key()),
+        ]  # fmt: skip
+        replies = await self._store.exchange(asks)
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}")
+        [epoch, version, config, state, deployment], life = replies
         if state == b"recovering":
             self.sales.pop(campaign, None)
             raise Recovering(f"campaign {campaign} is being rebuilt")
         if epoch is None or config is None:
             self.sales.pop(campaign, None)
             raise await self._why_absent(campaign)
+        # The store was judged by a deployment, which leaves another one's campaigns in it alone: they are not ours.
+        if deployment and life and not life.startswith(deployment + b" "):
+            self.sales.pop(campaign, None)
+            raise CampaignLost(f"the store holds campaign {campaign} of another deployment")
         sale = Sale(campaign, int(epoch), int(version), decode_spec(config), self.shards)
         self.sales[campaign] = sale
         return sale

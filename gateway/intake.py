@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from core.errors import Overloaded, StoreUnavailable
 from gateway.catalogue import Sale
+from gateway.room import Room
 from gateway.watch import StoreWatch
 from lua.connection import Command, StoreConnection
 from lua.durability import Unconfirmed
@@ -21,16 +22,21 @@ from lua.source import LuaSource
 logger = logging.getLogger("rushgate.gateway")
 
 RESERVE = LuaSource.read("reserve")
-MAX_TAKEN = 1_024  # requests in one exchange
+FULL = "as many requests wait as can be served in time"
+LATE = "the request waited as long as one may"
+MAX_TAKEN = 1_024  # requests in one exchange, at most
+WAIT_MS = 1_000
+SWEPT = 8  # requests that had their time, answered by each new one: more than one, so that they cannot pile up
 
 
 class Waiting(NamedTuple):
-    """A request in the queue: for which sale, on which of its shards, what, and who waits."""
+    """A request in the queue: for which sale, on which of its shards, what, who waits, and since when (loop time)."""
 
     sale: Sale
     slot: int
     ask: Ask
     answer: "asyncio.Future[Outcome]"
+    since_s: float
 
 
 class Refusal(NamedTuple):
@@ -42,18 +48,25 @@ class Refusal(NamedTuple):
 
 OnLeases = Callable[[Sale, int, list[Lease], float], None]
 OnVersion = Callable[[Sale, int], None]
+OnSeq = Callable[[Sale, int, int, str], None]
 
 
 class Intake:
     """The queue before the store, and the tasks that carry it there."""
 
     def __init__(
-        self, connections: Sequence[StoreConnection], bound: int, batch: int, watch: StoreWatch | None = None
+        self,
+        connections: Sequence[StoreConnection],
+        bound: int,
+        batch: int,
+        watch: StoreWatch | None = None,
+        wait_ms: int = WAIT_MS,
     ) -> None:
-        """`bound`: most requests that may wait; `batch`: most requests in one script call."""
+        """`bound`: most requests that may wait, and `wait_ms` how long; `batch`: most requests in one script call."""
         self._watch = watch or StoreWatch()
         self._connections = connections
-        self._bound = bound
+        self._wait_s = wait_ms / 1000
+        self._room = Room(bound, self._wait_s, batch, MAX_TAKEN)
         self._batch = batch
         self._queue: deque[Waiting] = deque()
         self._sleepers: deque[asyncio.Future[None]] = deque()
@@ -65,6 +78,7 @@ class Intake:
         self.refusal: Refusal | None = None  # set by gateway/pressure.py
         self.on_leases: OnLeases = lambda sale, slot, leases, sent_s: None
         self.on_version: OnVersion = lambda sale, version: None
+        self.on_seq: OnSeq = lambda sale, slot, seq, run_id: None
 
     def start(self) -> None:
         """The owner tasks run."""
@@ -75,15 +89,20 @@ class Intake:
     def submit(self, sale: Sale, slot: int, ask: Ask) -> "asyncio.Future[Outcome]":
         """The request is in the queue; its future gets the outcome, Fenced or StoreUnavailable.
 
-        Raises: Overloaded if the queue stands at its bound, or the backlog behind the store above its mark; the
-            request was not queued.
+        The future gets Overloaded if the request's turn did not come in time; the store was never asked.
+
+        Raises: Overloaded if as many wait as can be served in time, or the backlog behind the store is above its mark;
+            the request was not queued.
         """
         if self.refusal is not None:
             raise Overloaded(*self.refusal)
-        if len(self._queue) >= self._bound:
-            raise Overloaded("the queue before the store is full")
+        queue, now_s = self._queue, self._loop.time()
+        if queue and queue[0].since_s < now_s - self._wait_s:
+            self._sweep(now_s - self._wait_s)
+        if len(queue) >= self._room.most:
+            raise Overloaded(FULL)
         answer: asyncio.Future[Outcome] = self._loop.create_future()
-        self._queue.append(Waiting(sale, slot, ask, answer))
+        queue.append(Waiting(sale, slot, ask, answer, now_s))
         self._idle.clear()
         while self._sleepers:
             sleeper = self._sleepers.popleft()
@@ -91,6 +110,14 @@ class Intake:
                 sleeper.set_result(None)
                 break
         return answer
+
+    def full(self) -> bool:
+        """Whether a new request would be refused because too many wait."""
+        queue = self._queue
+        if len(queue) < self._room.most:
+            return False
+        self._sweep(self._loop.time() - self._wait_s)
+        return len(queue) >= self._room.most
 
     async def flush(self) -> None:
         """All that was queued has its answer."""
@@ -106,8 +133,16 @@ class Intake:
         while self._queue:
             _fail(self._queue.popleft(), StoreUnavailable("the gateway stops"))
 
+    def _sweep(self, too_old_s: float) -> None:
+        """The oldest that had their time are refused, at most SWEPT."""
+        queue = self._queue
+        for _ in range(SWEPT):
+            if not queue or queue[0].since_s >= too_old_s:
+                break
+            _fail(queue.popleft(), Overloaded(LATE))
+
     async def _own(self, connection: StoreConnection) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         while True:
             if not self._queue:
                 if not self._in_flight:
@@ -116,10 +151,14 @@ class Intake:
                 self._sleepers.append(sleeper)
                 await sleeper
                 continue
-            taken = self._take()
+            sent_s = loop.time()
+            taken = self._take(sent_s - self._wait_s)
+            if not taken:
+                continue
             self._in_flight += 1
             try:
-                await self._carry(connection, taken)
+                if await self._carry(connection, taken):
+                    self._room.carried(sum(map(len, taken)), sent_s, loop.time())
             except BaseException as exc:
                 if isinstance(exc, Exception):
                     logger.exception("intake batch broken off")
@@ -132,14 +171,20 @@ class Intake:
             finally:
                 self._in_flight -= 1
 
-    def _take(self) -> list[list[Waiting]]:
-        """What waits, grouped into calls: same sale and shard, within the script's bounds."""
+    def _take(self, too_old_s: float) -> list[list[Waiting]]:
+        """What waits, grouped into calls: same sale and shard, within the script's bounds.
+
+        Who waits since before `too_old_s` is refused: served late it would only make those behind it late too.
+        """
         groups: dict[tuple[int, int], list[Waiting]] = {}
         lines: dict[tuple[int, int], int] = {}
         full: list[list[Waiting]] = []
-        for _ in range(min(len(self._queue), MAX_TAKEN)):
+        for _ in range(min(len(self._queue), self._room.take)):
             waiting = self._queue.popleft()
             if waiting.answer.done():  # its caller has gone away, and nothing was sent yet
+                continue
+            if waiting.since_s < too_old_s:
+                _fail(waiting, Overloaded(LATE))
                 continue
             which = (id(waiting.sale), waiting.slot)
             more = len(waiting.ask.lines) >> 1
@@ -154,7 +199,8 @@ class Intake:
             lines[which] += more
         return full + list(groups.values())
 
-    async def _carry(self, connection: StoreConnection, groups: list[list[Waiting]]) -> None:
+    async def _carry(self, connection: StoreConnection, groups: list[list[Waiting]]) -> bool:
+        """All in the groups are answered. Whether that tells how fast the store is: a refused connection does not."""
         calls: list[Command] = []
         for group in groups:
             sale, slot = group[0].sale, group[0].slot
@@ -176,7 +222,7 @@ class Intake:
             # Who waits behind them is told at once, not after the same wait again and again.
             while self._queue:
                 _fail(self._queue.popleft(), exc)
-            return
+            return isinstance(exc.__cause__, TimeoutError)  # it took too long: fewer at once, and fewer wait
         refused: StoreUnavailable | None = None
         for group, reply in zip(groups, replies, strict=True):
             try:
@@ -187,14 +233,16 @@ class Intake:
                 for waiting in group:
                     _fail(waiting, exc)
             else:
-                self._hand_out(group, answers, sent_s)
+                self._hand_out(group, answers, sent_s, connection.run_id)
         if refused is None:
             self._watch.answered(reserved=True)
         else:
             self._watch.lost(refused, refused=True)
+        return refused is None
 
-    def _hand_out(self, group: list[Waiting], answers: Answers, sent_s: float) -> None:
+    def _hand_out(self, group: list[Waiting], answers: Answers, sent_s: float, run_id: str) -> None:
         sale, slot = group[0].sale, group[0].slot
+        self.on_seq(sale, slot, answers.seq, run_id)
         for waiting, outcome in zip(group, answers.outcomes, strict=True):
             if not waiting.answer.done():
                 waiting.answer.set_result(outcome)

@@ -73,11 +73,12 @@ class Callbacks:
         carry_out: Callable[[bytes], tuple[str, Callable[[bytes], Awaitable[Moved]]]],
     ) -> Response:
         order_id: bytes | None = None
+        text = message_id = ""  # once verified: who has money for an order that is gone finds both in the log
         try:
             body = await read_body(request.receive, BODY_BYTES)
             if signer is None:
                 raise SignatureInvalid("this deployment has no secret for it")
-            signer.verify(request.scope["headers"], body, time.time())
+            message_id = signer.verify(request.scope["headers"], body, time.time())
             text, move = carry_out(body)
             order_id = parse(text)
             if order_id is None:
@@ -88,6 +89,7 @@ class Callbacks:
             why = await self._calls.unknown(order_id, None, exc) if known and order_id is not None else exc
             if why.status != 503:
                 fields = {"path": request.url.path, "code": why.code, "why": why.detail}
+                fields |= {"order": text[:100], "message_id": message_id} if text else {}
                 logger.warning("callback refused", extra=fields)
             return self._calls.failed(why)
         except Gone:

@@ -16,7 +16,9 @@ from core.errors import StoreUnavailable
 from core.settings import Settings
 from gateway.catalogue import Catalogue
 from gateway.intake import Intake, Refusal
+from gateway.witness import Witness
 from lua.connection import SharedConnection
+from lua.keys import call_key
 from lua.scripts import Backlog, Scripts
 
 logger = logging.getLogger("rushgate.gateway")
@@ -82,7 +84,16 @@ def drained(before: Load, now: Load) -> int:
 class Pressure:
     """Looks at the store and tells the intake what to do with new orders."""
 
-    def __init__(self, store: SharedConnection, catalogue: Catalogue, intake: Intake, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: SharedConnection,
+        catalogue: Catalogue,
+        intake: Intake,
+        settings: Settings,
+        witness: Witness | None = None,
+    ) -> None:
+        """`witness` is called when the store calls for it."""
+        self._witness = witness
         self._store = store
         self._catalogue = catalogue
         self._intake = intake
@@ -117,9 +128,12 @@ class Pressure:
         selling = [sale for sale in self._catalogue.sales.values() if sale.spec.closes_at > over]
         shards = sorted({shard for sale in selling for shard in sale.shards})
         found = await Scripts(self._store).backlog(shards)
-        [info] = await self._store.exchange([("INFO", "memory")])
-        if isinstance(info, RedisError):
-            raise StoreUnavailable(f"the store answers {type(info).__name__}: {info}")
+        info, called = await self._store.exchange([("INFO", "memory"), ("GET", call_key())])
+        for reply in (info, called):
+            if isinstance(reply, RedisError):
+                raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}")
+        if self._witness is not None:
+            await self._witness.called(self._store, called or b"")
         return Load(asyncio.get_running_loop().time(), found, memory_share(info))
 
     def judge(self, load: Load) -> None:

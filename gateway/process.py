@@ -29,7 +29,7 @@ from gateway.app import Application, rest
 from gateway.balance import Balancer
 from gateway.batch import BatchEndpoint
 from gateway.catalogue import Catalogue
-from gateway.http import BoundedProtocol
+from gateway.http import BoundedProtocol, overloaded
 from gateway.intake import Intake
 from gateway.lifecycle import Lifecycle
 from gateway.lifecycle_watch import Watcher
@@ -41,9 +41,10 @@ from gateway.soldout import SoldOut
 from gateway.take import Taker
 from gateway.views import Views
 from gateway.watch import StoreWatch, WatchedConnection
+from gateway.witness import Witness
 from lua.connection import StoreConnection
 from lua.durability import Level
-from lua.life import AdmittedConnection
+from lua.life import AdmittedConnection, AdmittedSharedConnection
 
 logger = logging.getLogger("rushgate.gateway")
 
@@ -103,6 +104,7 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
     watch = StoreWatch()
     store = WatchedConnection(settings.store_url, level, settings.store_timeout_s, f"{name}-shared", watch)
     owned = [connection(AdmittedConnection, f"intake-{n}") for n in range(settings.store_connections)]
+    units = AdmittedSharedConnection(settings.store_url, level, settings.store_timeout_s, f"{name}-units")
     ledger = await open_pool(settings.ledger_dsn, f"rushgate-{name}", settings.ledger_timeout_s, LEDGER_CONNECTIONS)
 
     def signer(given: tuple[str, ...], place: str) -> Signer | None:
@@ -110,10 +112,14 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
 
     access = Access(settings.channel_keys, settings.admin_token)
     catalogue = Catalogue(store, ledger, settings.shards)
-    intake = Intake(owned, settings.queue_orders, settings.reserve_batch, watch)
-    pressure = Pressure(store, catalogue, intake, settings)
-    sold_out = SoldOut(store)
-    taker = Taker(catalogue, intake, sold_out, Balancer(store))
+    intake = Intake(owned, settings.queue_orders, settings.reserve_batch, watch, settings.queue_ms)
+    witness = Witness(ledger)
+    intake.on_seq = witness.note
+    for one in (*owned, store, units):
+        one.greet = witness.meet
+    pressure = Pressure(store, catalogue, intake, settings, witness)
+    sold_out = SoldOut(units)
+    taker = Taker(catalogue, intake, sold_out, Balancer(units))
     lookup = Lookup(catalogue, store, ledger)
     desk = CampaignDesk(store, ledger, settings.shards, settings.sold_out_lease_ms)
     auditor = Auditor(desk, store, ledger, settings.shards)
@@ -131,6 +137,7 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
         OrderEndpoint(settings, access, taker),
         BatchEndpoint(settings, access, taker),
         rest(lifecycle.routes() + views.routes() + admin.routes(), settings.retry_after_s),
+        intake.full,
     )
     try:
         await claim_deployment(ledger, settings.shards)
@@ -144,9 +151,12 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
         yield application, views
     finally:
         await pressure.stop()
-        await intake.flush()
+        await witness.stop()
+        with contextlib.suppress(TimeoutError):  # of a store that does not answer now
+            await asyncio.wait_for(intake.flush(), FLUSH_S)
         await intake.stop()
         await sold_out.stop()
+        await units.close()
         await watcher.stop()
         await lookup.stop()
         await store.close()
@@ -175,10 +185,11 @@ def listen(host: str, port: int, reuse_port: bool) -> socket.socket:
 async def serve(settings: Settings, sock: socket.socket) -> None:
     """Serves on `sock` until SIGTERM or SIGINT; then not ready, in-flight requests finished, queue flushed, closed."""
     async with build(settings) as (application, views):
+        short_way = {"full": staticmethod(application.full), "refused": overloaded(settings.retry_after_s)}
         config = uvicorn.Config(
             application,
             loop="uvloop",
-            http=BoundedProtocol,
+            http=type("Protocol", (BoundedProtocol,), short_way),
             ws="none",
             lifespan="off",
             access_log=False,

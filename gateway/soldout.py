@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from core.errors import StoreUnavailable
 from gateway.catalogue import Sale
 from lua.connection import SharedConnection
+from lua.life import QUESTIONS, read
 
 logger = logging.getLogger("rushgate.gateway")
 
@@ -94,6 +95,7 @@ class SoldOut:
         found = known.hashes if known else set()
         others = sum(len(k.hashes) for k in self._keys.values()) - len(found)
         try:
+            served_by = await self._served_by(sale)
             for keys in sale.keys:
                 cursor = b"0"
                 while True:
@@ -108,10 +110,23 @@ class SoldOut:
                         return
                     if cursor == b"0":
                         break
-        except StoreUnavailable:
-            logger.warning("accepted keys not read", extra={"campaign": life[0]})
+            # The same server and epoch on all shards from before the first key to after the last: a store that was
+            # emptied or replaced meanwhile has no keys, and a flag would refuse whoever should find an order again.
+            if await self._served_by(sale) != served_by:
+                raise StoreUnavailable("the store was started anew meanwhile")
+        except StoreUnavailable as exc:
+            logger.warning("accepted keys not read", extra={"campaign": life[0], "why": exc.detail})
             return
         self._keys[life] = Keys(found, read_s)
+
+    async def _served_by(self, sale: Sale) -> str:
+        """The run of the server that has this very campaign on all its shards. Raises: StoreUnavailable."""
+        epochs = [("HGET", keys.meta, "epoch") for keys in sale.keys]
+        replies = await self._store.exchange([*QUESTIONS, *epochs])
+        seen = read(replies[: len(QUESTIONS)])
+        if not seen.admitted or any(reply != b"%d" % sale.epoch for reply in replies[len(QUESTIONS) :]):
+            raise StoreUnavailable(f"the store does not hold campaign {sale.campaign} as it should")
+        return seen.run_id
 
     def _forget_old(self, now_s: float) -> None:
         """Campaigns whose last flag fell long ago leave nothing behind."""

@@ -97,6 +97,12 @@ class Fault(Event, gc=False):
     detail: str = ""
 
 
+class Mending(Event, gc=False):
+    """The harm of this name is being undone from here on: what was killed is started again, and so on."""
+
+    name: str
+
+
 class Healed(Event, gc=False):
     """The harm of this name is over."""
 
@@ -125,7 +131,7 @@ class History(Struct):
 
     header: Header
     operations: list[Operation]
-    faults: list[Fault | Healed]
+    faults: list[Fault | Mending | Healed]
     end_ns: int  # of the latest event
     whole: bool  # it was closed; False: what came last may be missing
 
@@ -191,6 +197,10 @@ class Recorder:
         """The nemesis begins."""
         self._put(Fault(time.monotonic_ns(), name, detail))
 
+    def mending(self, name: str) -> None:
+        """The nemesis begins to undo what it did: the time to heal counts from here."""
+        self._put(Mending(time.monotonic_ns(), name))
+
     def healed(self, name: str) -> None:
         """The nemesis has undone what it did."""
         self._put(Healed(time.monotonic_ns(), name))
@@ -212,7 +222,7 @@ def body_hash(body: bytes) -> str:
     return blake2b(body, digest_size=8).hexdigest()
 
 
-_decode_event = msgspec.json.Decoder(Invoke | Ok | Fail | Unknown | Fault | Healed | End).decode
+_decode_event = msgspec.json.Decoder(Invoke | Ok | Fail | Unknown | Fault | Mending | Healed | End).decode
 
 
 def read_history(path: Path) -> History:
@@ -229,7 +239,7 @@ def read_history(path: Path) -> History:
         if header.v != VERSION:
             raise HistoryInvalid(f"{path}: version {header.v}, this checker reads {VERSION}")
         asked: dict[int, Operation] = {}
-        faults: list[Fault | Healed] = []
+        faults: list[Fault | Mending | Healed] = []
         end_ns, whole = header.started_mono_ns, False
         same: dict[Items, Items] = {}
         number = 1

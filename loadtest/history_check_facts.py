@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-from loadtest.history import Answer, Fault, Healed, History, Invoke, Ok, Operation, Unknown
+from loadtest.history import Answer, Fault, Healed, History, Invoke, Mending, Ok, Operation, Unknown
+from loadtest.history_check_loss import Excused, bases, excused, losses, without
 from loadtest.history_final import Final, OrderEvent, OrderFacts
 
 MS = 1_000_000  # nanoseconds
@@ -54,13 +55,14 @@ class Span(NamedTuple):
     maybe_from: int
     maybe_to: int  # until they are surely on sale again
     limits_from: int  # surely counted from here on, to `sure_to`
+    limits_maybe_from: int  # possibly counted from here on, to `maybe_to`
 
 
 class Facts:
     """Built once; the judges only read."""
 
     def __init__(self, history: History, final: Final, bounds: Bounds) -> None:
-        self.history, self.final, self.bounds = history, final, bounds
+        self.final, self.bounds = final, bounds
         self.tolerance_ns = bounds.clock_ms * MS
         self.lease_ns = final.campaign.lease_ms * MS
         self.orders: dict[str, OrderFacts] = {o.order_id: o for o in final.orders}
@@ -68,15 +70,25 @@ class Facts:
         self.repaired = {r.order_id for r in final.repairs}
         self.moves = {(m.state, m.action): m for m in final.flow.moves}
         self.allocates = any("allocate" in m.messages for m in final.flow.moves)
+        self.ok_by_order = _yeses(history.operations)
+        nowhere = {i: ops for i, ops in self.ok_by_order.items() if i not in self.orders and i not in self.dead_ids}
+        self.losses = losses(history, final, self.tolerance_ns)
+        # What a lost store may cost. From here on nobody knows more of these orders than of a timeout.
+        self.excused = excused(history, final, nowhere, self.tolerance_ns, int(bounds.heal_s * 1e9))
+        if self.excused:
+            history = without(history, self.excused)
+            self.ok_by_order = _yeses(history.operations)
+        self.history = history
+        self.lost = [i for i in nowhere if i not in self.excused]
         self.by_key = _by_key(history.operations, final.orders)
-        self.ok_by_order: dict[str, list[Operation]] = defaultdict(list)
-        for op in history.operations:
-            if op.ask.op == "order" and isinstance(op.answer, Ok):
-                self.ok_by_order[op.answer.order_id].append(op)
-        self.lost = [i for i in self.ok_by_order if i not in self.orders and i not in self.dead_ids]
+        self.bases = bases(final)
         self.all_known = self._all_known()
+        # Of what is in the store now. A rebuild installs what the ledger has, and goes on counting from its base.
+        self.all_stored = self.all_known or self._all_stored()
         # And what each of them has taken: of an order set aside only its client can tell.
-        self.all_read = self.all_known and all(i in self.ok_by_order for i in self.dead_ids)
+        self.all_read = self.all_stored and all(i in self.ok_by_order for i in self.dead_ids)
+        # Of a rebuilt campaign nobody knows what counted for whom between two lives.
+        self.limits_judged = final.campaign.limits_kept and self.all_known and not self.repaired
         self.windows = fault_windows(history.faults)
         # A fault is felt for a while after it is healed.
         self.troubles = merged((a, b + int(bounds.heal_s * 1e9)) for a, b in self.windows)
@@ -87,6 +99,7 @@ class Facts:
             self.delivered[place] = min(at_ns, self.delivered.get(place, at_ns))
         self.clock_trusted = self._clock_trusted()
         self.spans = [self._span(order) for order in self.orders.values()]
+        self.lost_spans = [self._lost_span(i, e) for i, e in self.excused.items()]
 
     def troubled(self, start_ns: int, end_ns: int) -> bool:
         """Whether a fault, or its aftermath, falls between the two."""
@@ -122,6 +135,16 @@ class Facts:
             seqs[dead.shard].add(dead.seq or 0)
         return all(len(seqs[r.shard]) == r.seq for r in final.readings)
 
+    def _all_stored(self) -> bool:
+        """Whether each order that came after the last rebuild of its shard is known by its number."""
+        known = {(o.shard, o.epoch, o.seq) for o in self.final.orders}
+        known |= {(d.shard, d.epoch, d.seq or 0) for d in self.final.dead_letters if d.order_id}
+        return all(
+            (r.shard, r.epoch) in self.bases
+            and all((r.shard, r.epoch, n) in known for n in range(self.bases[r.shard, r.epoch] + 1, r.seq + 1))
+            for r in self.final.readings
+        )
+
     def _clock_trusted(self) -> bool:
         """Whether the store's clock agrees with the client's, wherever both saw the same acceptance."""
         for order_id, ops in self.ok_by_order.items():
@@ -144,10 +167,11 @@ class Facts:
         maybe_from = min((op.ask.at_ns for op in attempts), default=ALWAYS)
         if self.clock_trusted:
             limits_from = min(limits_from, accepted_ns + tolerance)
-            maybe_from = max(maybe_from, accepted_ns - tolerance)
+            if not self._reborn(order, maybe_from):
+                maybe_from = max(maybe_from, accepted_ns - tolerance)
         elif limits_from == NEVER:
             limits_from = self.history.end_ns
-        sure_from, sure_to, maybe_to = limits_from, NEVER, NEVER
+        sure_from, sure_to, maybe_to, limits_maybe_from = limits_from, NEVER, NEVER, maybe_from
         if self.allocates:
             sure_from = maybe_from = NEVER
         for event in order.events:
@@ -163,7 +187,32 @@ class Facts:
                     maybe_to = min(maybe_to, done_ns + self.lease_ns + tolerance)
         if order.order_id in self.repaired:  # nobody wrote down when
             sure_to = min(sure_to, limits_from)
-        return Span(order, dict(order.items), sure_from, sure_to, maybe_from, maybe_to, limits_from)
+        return Span(order, dict(order.items), sure_from, sure_to, maybe_from, maybe_to, limits_from, limits_maybe_from)
+
+    def _reborn(self, order: OrderFacts, asked_ns: int) -> bool:
+        """Whether an earlier attempt of the key may have been accepted too, in a life of the store that was lost."""
+        mono = self.history.mono_ns
+        return any(1 < r.epoch <= order.epoch and mono(r.at_ns) > asked_ns for r in self.final.rebuilds)
+
+    def _lost_span(self, order_id: str, lost: Excused) -> Span:
+        """Until the store was lost it had its units like any other, and it may have had them until the rebuild."""
+        ask = lost.first.ask
+        order = OrderFacts(
+            order_id, 0, 0, ask.channel, ask.key, ask.buyer, ask.items, 0, "", 0, 0, 0, [], ask.ip, ask.device
+        )
+        attempts = [op.ask.at_ns for op in self.by_key.get((ask.channel, ask.key), ())]
+        maybe_from, sure_from = min(attempts, default=ask.at_ns), lost.first_ok_ns
+        maybe_to = lost.loss.back_ns + self.lease_ns + self.tolerance_ns
+        units_from = NEVER if self.allocates else sure_from
+        return Span(order, dict(ask.items), units_from, lost.loss.begin_ns, maybe_from, maybe_to, sure_from, maybe_from)
+
+
+def _yeses(operations: list[Operation]) -> dict[str, list[Operation]]:
+    found: dict[str, list[Operation]] = defaultdict(list)
+    for op in operations:
+        if op.ask.op == "order" and isinstance(op.answer, Ok):
+            found[op.answer.order_id].append(op)
+    return found
 
 
 def _refused(op: Operation) -> bool:
@@ -199,14 +248,14 @@ def merged(windows: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
-def fault_windows(faults: list[Fault | Healed]) -> list[tuple[int, int]]:
+def fault_windows(faults: list[Fault | Mending | Healed]) -> list[tuple[int, int]]:
     """From the beginning of a fault until no fault is left, in order."""
     windows: list[tuple[int, int]] = []
     begun: dict[str, int] = {}
     for event in sorted(faults, key=lambda e: e.at_ns):
         if isinstance(event, Fault):
             begun.setdefault(event.name, event.at_ns)
-        elif event.name in begun:
+        elif isinstance(event, Healed) and event.name in begun:
             windows.append((begun.pop(event.name), event.at_ns))
     return merged([*windows, *((start, NEVER) for start in begun.values())])
 

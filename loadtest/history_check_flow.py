@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from loadtest.history import Ok
 from loadtest.history_check_facts import Facts, Violation
-from loadtest.history_final import STORE_TOPICS, Delivery, OrderFacts, PartnerSaw
+from loadtest.history_final import Delivery, OrderFacts
 
 EFFECTIVE = {"released": "release", "settled": "settle", "returned": "restock"}
 
@@ -128,8 +128,6 @@ def judge_messages(facts: Facts) -> Iterator[Violation]:
         if known is not None and order_id not in facts.repaired and not _astray(facts, known):
             words = f"order {order_id}: {topic} of version {version} was delivered, and no event asked for it"
             yield Violation(10, "unasked", [], [order_id], words)
-    if final.partners is not None:
-        yield from _partners(facts, delivered, final.partners)
 
 
 def _money(facts: Facts) -> Counter[str]:
@@ -143,29 +141,3 @@ def _money(facts: Facts) -> Counter[str]:
         if r.order_id in owed and r.state in ("approved", "done"):
             owed[r.order_id] -= r.amount
     return owed
-
-
-def _partners(
-    facts: Facts, delivered: dict[tuple[str, int, str], Delivery], partners: list[PartnerSaw]
-) -> Iterator[Violation]:
-    seen: dict[tuple[str, int, str], list[PartnerSaw]] = defaultdict(list)
-    for saw in partners:
-        seen[saw.order_id, saw.version, saw.topic].append(saw)
-    for message in sorted({*seen, *delivered}):
-        order_id, version, topic = message
-        if topic in STORE_TOPICS:
-            continue
-        saws = seen.get(message, [])
-        effects, ids = sum(s.effects for s in saws), {s.message_id for s in saws}
-        fault = ""
-        if len(ids) > 1:
-            fault = f"came under {len(ids)} ids"
-        elif effects > 1:
-            fault = f"had {effects} effects"
-        elif message in delivered and not any(s.received for s in saws):
-            fault = "is delivered by the ledger, and its partner never saw it"
-        elif message in delivered and not effects and topic not in facts.bounds.idle_topics:
-            fault = "had no effect"
-        if fault:
-            words = f"order {order_id}: {topic} of version {version} {fault}"
-            yield Violation(10, "partner", [], [order_id], words)

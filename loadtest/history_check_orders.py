@@ -4,7 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from loadtest.history import Fail, Ok, Operation, summed
-from loadtest.history_check_facts import Facts, Violation, first_ok_ns
+from loadtest.history_check_facts import NEVER, Facts, Violation, first_ok_ns
+from loadtest.history_check_loss import gaps
 from loadtest.history_final import OrderFacts
 
 REFUSALS = frozenset({"sold_out", "over_limit", "not_open", "closed", "paused"})  # verdicts on a key, if it is new
@@ -24,6 +25,52 @@ def judge_kept(facts: Facts) -> Iterator[Violation]:
         numbers = [op.ask.n for op in facts.ok_by_order.get(order_id, ())[:1]]
         yield Violation(2, "not_once", numbers, [order_id], words)
     yield from _gaps(facts)
+    yield from _untold(facts)
+    yield from _denied(facts)
+
+
+def _denied(facts: Facts) -> Iterator[Violation]:
+    """`unknown_order` for an order that was accepted before, unless the store was lost and not rebuilt just then: but
+    not if the ledger surely had the order before, for the ledger had lost nothing."""
+    denied = [op for op in facts.history.operations if op.answer is not None and op.answer.code == "unknown_order"]
+    known_ns = _known_ns(facts, {op.ask.order_id for op in denied})
+    for op in denied:
+        if op.answer is None or op.ask.order_id not in facts.orders:
+            continue
+        if first_ok_ns(facts.ok_by_order.get(op.ask.order_id, ())) >= op.ask.at_ns:
+            continue
+        if not any(
+            loss.begin_ns <= op.answer.at_ns
+            and op.ask.at_ns <= loss.back_ns
+            and known_ns[op.ask.order_id] >= min(loss.begin_ns, op.ask.at_ns)
+            for loss in facts.losses
+        ):
+            words = f"order {op.ask.order_id} was accepted, and {op.ask.op} was told that there is no such order"
+            yield Violation(2, "denied", [op.ask.n], [op.ask.order_id], words)
+
+
+def _known_ns(facts: Facts, order_ids: set[str]) -> dict[str, int]:
+    """By when the ledger surely had each of these orders; the time of its first event is the store's, and no proof."""
+    known_ns = dict.fromkeys(order_ids, NEVER)
+    proofs = [(d.order_id, facts.history.mono_ns(d.at_ns) + facts.tolerance_ns) for d in facts.final.deliveries]
+    for order_id in order_ids & facts.orders.keys():
+        later = (facts.history.mono_ns(e.at_ns) for e in facts.orders[order_id].events if e.version > 1)
+        proofs += [(order_id, at_ns + facts.tolerance_ns) for at_ns in later]
+    for order_id, at_ns in proofs:
+        if order_id in known_ns:
+            known_ns[order_id] = min(at_ns, known_ns[order_id])
+    return known_ns
+
+
+def _untold(facts: Facts) -> Iterator[Violation]:
+    """What a lost store cost is in the gaps of its rebuilds, as far as the gateways that had answered it lived on."""
+    heard = {i: lost for i, lost in facts.excused.items() if lost.heard}
+    # A gap is of all numbers up to the base, so the last one of a shard has those of earlier losses in it.
+    gap = sum(r.gap for r in gaps(facts.final, facts.losses).values())
+    if gap < len(heard):
+        words = f"{len(heard)} orders that living gateways had answered went with the store, the rebuilds tell of {gap}"
+        numbers = [lost.first.ask.n for lost in heard.values()]
+        yield Violation(2, "gap_untold", sorted(numbers), sorted(heard), words)
 
 
 def _gaps(facts: Facts) -> Iterator[Violation]:
@@ -41,17 +88,22 @@ def _gaps(facts: Facts) -> Iterator[Violation]:
         else:
             owners[dead.shard, dead.epoch].setdefault(dead.seq, dead.order_id or "")
     last = {(r.shard, r.epoch): r.seq for r in final.readings}
+    allowed = gaps(final, facts.losses)
+    left = {shard: r.gap for shard, r in allowed.items()}  # numbers that a lost store took along
     for place in sorted({*owners, *last}):
         (shard, epoch), have = place, owners[place]
         if unread[place]:
             continue  # an entry that cannot be read may have had any of them
-        # A rebuilt campaign goes on counting from a number that only the store knows.
-        first = 1 if epoch == 1 else min(have, default=last.get(place, 0) + 1)
-        end = max(max(have, default=0), last.get(place, 0))
-        missing = end - first + 1 - len(have)
+        first, end = facts.bases.get(place, 0) + 1, max(max(have, default=0), last.get(place, 0))
+        if shard in allowed and epoch < allowed[shard].epoch:
+            end = min(end, allowed[shard].base or 0)  # the numbers above it went with the store, nobody knows how many
+        missing = end - first + 1 - sum(first <= n <= end for n in have)
+        if missing > 0 and shard in allowed and epoch < allowed[shard].epoch:
+            lost = min(missing, left[shard])
+            missing, left[shard] = missing - lost, left[shard] - lost
         if missing > 0 and not facts.lost:  # a lost order is the better word for it
-            gaps = [n for n in range(first, end + 1) if n not in have][:GAPS_SHOWN]
-            words = f"shard {shard}, epoch {epoch}: {missing} of {end} numbers are missing, first of all {gaps}"
+            missed = [n for n in range(first, end + 1) if n not in have][:GAPS_SHOWN]
+            words = f"shard {shard}, epoch {epoch}: {missing} of {end} numbers are missing, first of all {missed}"
             yield Violation(2, "gap", [], [], words)
         elif place in last and max(have, default=0) > last[place]:
             words = f"shard {shard}: the ledger has number {max(have)}, the store has only come to {last[place]}"

@@ -67,7 +67,7 @@ def _fewest(takings: list[Taking], most: int) -> list[OrderFacts]:
 def judge_stock(facts: Facts) -> Iterator[Violation]:
     """1: at no moment more units of a SKU are surely out than can have been on sale by then."""
     takings: dict[str, list[Taking]] = defaultdict(list)
-    for span in facts.spans:
+    for span in (*facts.spans, *facts.lost_spans):
         for sku, units in span.units.items():
             takings[sku].append(Taking(span.sure_from, span.sure_to, units, span.order))
     changes: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -103,7 +103,7 @@ def judge_limits(facts: Facts) -> Iterator[Violation]:
         if most is None:
             continue
         takings: dict[str, list[Taking]] = defaultdict(list)
-        for span in facts.spans:
+        for span in (*facts.spans, *facts.lost_spans):
             for who, units in _counted_for(kind, span):
                 takings[who].append(Taking(span.limits_from, span.sure_to, units, span.order))
         for who, theirs in takings.items():

@@ -43,6 +43,7 @@ class CampaignFacts(Struct, frozen=True):
     order_type: str = "goods"
     spread: int = 1
     lease_ms: int = 400
+    limits_kept: bool = False  # since the opening nobody changed them: `limits` are also the tightest
 
 
 class FlowMove(Struct, frozen=True):
@@ -152,6 +153,20 @@ class PartnerSaw(Struct, frozen=True, gc=False):
     message_id: str
     received: int
     effects: int
+    amount: int = 0  # of `payment` and `refund`
+    number: str = ""  # of `refund`
+    others: int = 0  # receipts that spoke of other money than the first one
+
+
+class PartnerReport(Struct, frozen=True, gc=False):
+    """What a partner reported under one number, and how often the gateway took it with a yes."""
+
+    order_id: str
+    partner: str
+    action: str
+    number: str
+    amount: int
+    taken: int
 
 
 class ShardReading(Struct, frozen=True):
@@ -167,6 +182,7 @@ class ShardReading(Struct, frozen=True):
     holds: int
     moving: dict[str, int] = {}
     epoch: int = 1
+    hold_ids: list[str] | None = None  # orders that have a hold; None = not known
 
 
 class Repair(Struct, frozen=True):
@@ -174,6 +190,19 @@ class Repair(Struct, frozen=True):
 
     order_id: str
     what: str
+
+
+class Rebuilt(Struct, frozen=True):
+    """A rebuild of the campaign on a shard: the store had lost data, and `epoch` began. From `at_ns` on nothing of an
+    older epoch was accepted. `gap`: numbers up to `base` that nobody has; the next order has `base` + 1."""
+
+    shard: int
+    epoch: int
+    at_ns: int
+    done_ns: int | None = None  # None, and `base` with it: broken off or overtaken
+    base: int | None = None
+    gap: int = 0
+    why: str = ""
 
 
 class Final(Struct, frozen=True):
@@ -190,7 +219,9 @@ class Final(Struct, frozen=True):
     dead_messages: list[Message] = []
     deliveries: list[Delivery] = []
     partners: list[PartnerSaw] | None = None  # None = not known
+    reports: list[PartnerReport] | None = None
     repairs: list[Repair] = []
+    rebuilds: list[Rebuilt] = []
     intake: int = 0  # entries in the streams
     leases: int = 0  # of messages that somebody still works on
 

@@ -6,6 +6,7 @@ Payment centre, warehouse, provisioning, billing, notification and a channel's w
     POST /{partner}/{topic}   a signed message; idempotent by webhook-id
     PUT  /control/{partner}   change a partner's conduct; /control/buyers: what buyers do
     GET  /control             conduct and counts;  /control/effects?order_id=  what was done for an order
+    GET  /control/records     every message that came and every callback that was made, by their ids
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from loadtest.partners_http import Connection, Request
 from loadtest.partners_options import EVERY, PARTNERS, Buyers, Conduct, PartnersOptions
 from loadtest.partners_records import Effect, Memory, PartnerTally
 from loadtest.partners_signing import BadSignature, PartnerSigner
-from loadtest.partners_work import REPORTS, Message, callbacks_of
+from loadtest.partners_work import REPORTS, Message, callbacks_of, spoken_of
 
 BACKLOG = 4_096
 
@@ -91,6 +92,8 @@ class Partners:
             connection.reply(400, _error(str(exc)))
             return
         tally.of(topic).received += 1
+        money = spoken_of(message)
+        self.memory.receive(partner, topic, message_id, message.order_id, money.amount, money.refund_no)
         wait_ms = conduct.latency_ms
         if conduct.jitter_ms:
             wait_ms += self._dice[partner].uniform(-conduct.jitter_ms, conduct.jitter_ms)
@@ -129,6 +132,7 @@ class Partners:
                 connection.reply(503, _error("too many callbacks are pending"))
                 return
             self.memory.remember(partner, message.message_id)
+            self.memory.act(partner, message.message_id)
             self.memory.add_effect(message.order_id, Effect(partner, message.topic, message.message_id, now_s))
             for callback in callbacks:
                 self.courier.post(callback)
@@ -142,6 +146,10 @@ class Partners:
 
     def _note(self, callback: Callback, event: str) -> None:
         tally = self.tallies[callback.partner].of(callback.topic)
+        if event in ("sent", "taken"):
+            amount = callback.fields.get("amount", 0)
+            told = (callback.message_id, amount if isinstance(amount, int) else 0, event == "taken")
+            self.memory.report(callback.partner, callback.effect, callback.order_id, *told)
         if event == "sent":
             tally.callbacks_sent += 1
         elif event == "taken":
@@ -158,6 +166,8 @@ class Partners:
     def _control(self, method: bytes, what: str, query: str, body: bytes) -> tuple[int, bytes]:
         if method == b"GET" and not what:
             return 200, _encode(self._state())
+        if method == b"GET" and what == "records":
+            return 200, _encode(self.memory.records())
         if method == b"GET" and what == "effects":
             order_id = "".join(parse_qs(query).get("order_id", []))
             return 200, _encode({"order_id": order_id, "effects": self.memory.effects(order_id)})

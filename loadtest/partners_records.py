@@ -1,6 +1,7 @@
 """What the partners remember and count, within bounds."""
 
 from collections import OrderedDict, deque
+from typing import Any
 
 import msgspec
 
@@ -52,11 +53,51 @@ class Effect(msgspec.Struct, frozen=True, gc=False):
     at: float
 
 
+class Received(msgspec.Struct, gc=False):
+    """A message by its id: how often it came, how often it was acted upon, and the money it spoke of at first.
+
+    `others` counts receipts that spoke of other money than the first, which an honest sender never does.
+    """
+
+    partner: str
+    topic: str
+    message_id: str
+    order_id: str
+    amount: int = 0
+    number: str = ""
+    received: int = 0
+    effects: int = 0
+    others: int = 0
+
+
+class Report(msgspec.Struct, gc=False):
+    """A callback by its id: how often it was sent, and how often the gateway took it with a 2xx."""
+
+    partner: str
+    action: str
+    order_id: str
+    number: str
+    amount: int = 0
+    sent: int = 0
+    taken: int = 0
+
+
+class Records(msgspec.Struct, frozen=True):
+    """Everything that was received and reported. `forgotten` above 0: no more than the latest of it."""
+
+    messages: list[Received]
+    reports: list[Report]
+    forgotten: int
+
+
 class Memory:
     """The ids that were worked on, and the effects of each order: the least recent are forgotten beyond `most`."""
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self._received: OrderedDict[tuple[str, str], Received] = OrderedDict()
+        self._reports: OrderedDict[tuple[str, str, str], Report] = OrderedDict()
+        self._forgotten = 0
         self._ids: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._orders: OrderedDict[str, deque[Effect]] = OrderedDict()
 
@@ -88,3 +129,42 @@ class Memory:
 
     def effects(self, order_id: str) -> list[Effect]:
         return list(self._orders.get(order_id, ()))
+
+    def receive(
+        self, partner: str, topic: str, message_id: str, order_id: str, amount: int = 0, number: str = ""
+    ) -> None:
+        """A message that is what it says it is has come, once more or for the first time."""
+        key = (partner, message_id)
+        known = self._received.get(key)
+        if known is None:
+            known = self._received[key] = Received(partner, topic, message_id, order_id, amount, number)
+            self._forgotten += _bounded(self._received, self._most)
+        known.received += 1
+        known.others += (known.topic, known.order_id, known.amount, known.number) != (topic, order_id, amount, number)
+
+    def act(self, partner: str, message_id: str) -> None:
+        """The message has had its effect."""
+        if (known := self._received.get((partner, message_id))) is not None:
+            known.effects += 1
+
+    def report(self, partner: str, action: str, order_id: str, number: str, amount: int, taken: bool) -> None:
+        """A callback was sent; `taken`: and the gateway has taken it."""
+        key = (partner, order_id, number or action)
+        known = self._reports.get(key)
+        if known is None:
+            known = self._reports[key] = Report(partner, action, order_id, number, amount)
+            self._forgotten += _bounded(self._reports, self._most)
+        known.sent += not taken
+        known.taken += taken
+
+    def records(self) -> Records:
+        """All of it."""
+        return Records(list(self._received.values()), list(self._reports.values()), self._forgotten)
+
+
+def _bounded(kept: "OrderedDict[Any, Any]", most: int) -> int:
+    """The oldest is gone if there are too many; how many were dropped."""
+    if len(kept) <= most:
+        return 0
+    kept.popitem(last=False)
+    return 1

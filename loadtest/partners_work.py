@@ -56,8 +56,24 @@ class Refund(msgspec.Struct, frozen=True):
     refund_no: Annotated[str, Meta(max_length=64, pattern=r"^[A-Za-z0-9_-]*\Z")] = ""
 
 
+class Money(msgspec.Struct, frozen=True):
+    """What any message says of money; nothing: 0."""
+
+    amount: int = 0
+    refund_no: str = ""
+
+
+_decode_money = msgspec.json.Decoder(Money).decode
 _decode_asked = msgspec.json.Decoder(Asked).decode
 _decode_refund = msgspec.json.Decoder(Refund).decode
+
+
+def spoken_of(message: Message) -> Money:
+    """The money of a message; of one that is not to be understood: none, as it will be refused for that."""
+    try:
+        return _decode_money(message.data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Money()
 
 
 def decide(seed: int, order_id: str, buyers: Buyers) -> tuple[Decision, float]:

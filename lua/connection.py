@@ -5,7 +5,7 @@ Source: facts.md, "Clients": redis-py's own connection without its pool and with
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 import hiredis
@@ -20,6 +20,7 @@ from lua.source import LuaSource
 LocalLevel = Literal["memory", "fsync"]  # these need no numbers, and may be given by name
 Command = Sequence[bytes | str | int]
 Reply = Any  # what hiredis makes of a reply: int, bytes, list, None, or a ResponseError in its place
+Exchange = Callable[[Sequence[Command]], Awaitable[list[Reply]]]
 
 _pack: Any = hiredis.pack_command  # its stub takes tuples of one element only
 
@@ -37,6 +38,8 @@ class StoreConnection:
         self._url = url
         self._name = name
         self._connection: AbstractConnection | None = None
+        self.greet: Callable[[StoreConnection], Awaitable[None]] | None = None  # called when a connection was made
+        self.run_id = ""  # of the server, written by whoever greets it
 
     async def connect(self) -> AbstractConnection:
         """Connected, and the store is a primary set as the durability level promises.
@@ -67,6 +70,12 @@ class StoreConnection:
             await connection.disconnect(nowait=True)
             raise problem
         self._connection = connection
+        if self.greet is not None:
+            try:
+                await self.greet(self)
+            except BaseException:
+                await self.close()
+                raise
         return connection
 
     async def exchange(self, commands: Sequence[Command]) -> list[Reply]:

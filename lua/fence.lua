@@ -18,7 +18,7 @@
 --
 -- ARGV[1] epoch       int   the new one, >= 2
 -- ARGV[2] deployment  text  id of the ledger that the campaign is in
--- ARGV[3] empty       int   1 = the data go, but for `seq`; 0 = they stay as they are
+-- ARGV[3] empty       int   1 = the data go, but for `seq` and `told`; 0 = they stay as they are
 --
 -- Returns {code, epoch}
 --   0 DONE      as wanted; epoch as asked
@@ -31,7 +31,7 @@ local epoch, deployment, empty = ARGV[1], ARGV[2], ARGV[3] == '1'
 
 local DONE, REPEATED, FENCED, FOREIGN = 0, 1, 2, 3
 
-local m = redis.call('HMGET', meta, 'epoch', 'rebuilding', 'emptied', 'deployment', 'seq')
+local m = redis.call('HMGET', meta, 'epoch', 'rebuilding', 'emptied', 'deployment', 'seq', 'told')
 local here, rebuilding = tonumber(m[1] or 0), tonumber(m[2] or 0)
 if m[4] and m[4] ~= deployment then return { FOREIGN, math.max(here, rebuilding) } end
 if here >= tonumber(epoch) or rebuilding > tonumber(epoch) then return { FENCED, math.max(here, rebuilding) } end
@@ -40,7 +40,7 @@ if empty and m[3] == epoch or not empty and m[2] == epoch then return { REPEATED
 if empty then
   redis.call('UNLINK', meta, stock, used, requests, holds, deltas, moves)
   -- The number of the last order may be known from here alone.
-  redis.call('HSET', meta, 'emptied', epoch, 'seq', m[5] or 0)
+  redis.call('HSET', meta, 'emptied', epoch, 'seq', m[5] or 0, 'told', m[6] or 0)
 else
   redis.call('HDEL', meta, 'epoch')
 end

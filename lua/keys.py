@@ -60,3 +60,8 @@ def life_key() -> bytes:
     """Which life of which server the deployment may work with (lua/life.py). One key; a store of several nodes needs
     one on each."""
     return b"{s0}:life"
+
+
+def call_key() -> bytes:
+    """Changes whenever processes shall say what they were told of (lua/witness.py). One key, as `life_key`."""
+    return b"{s0}:call"

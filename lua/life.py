@@ -11,7 +11,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from core.errors import Recovering, StoreUnavailable
-from lua.connection import Command, Reply, SharedConnection, StoreConnection
+from lua.connection import Command, Exchange, Reply, SharedConnection, StoreConnection
 from lua.keys import life_key
 
 QUESTIONS: list[Command] = [("INFO", "server"), ("GET", life_key())]
@@ -52,6 +52,13 @@ async def admit(store: SharedConnection, deployment: str, run_id: str) -> None:
         raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}")
 
 
+async def doubt(exchange: Exchange) -> None:
+    """The store is judged once more before anybody connects to it to sell. Raises: StoreUnavailable."""
+    [reply] = await exchange([("DEL", life_key())])
+    if isinstance(reply, RedisError):
+        raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}")
+
+
 class AdmittedConnection(StoreConnection):
     """A connection for what must not be done on a store that lost data: selling, and giving out units."""
 
@@ -60,8 +67,12 @@ class AdmittedConnection(StoreConnection):
         if self._connection is not None:
             return self._connection
         connection = await super().connect()
-        seen = read(await self.exchange(QUESTIONS))
-        if not seen.admitted:
+        # Not self.exchange: whoever shares this connection has its turn already.
+        if not read(await StoreConnection.exchange(self, QUESTIONS)).admitted:
             await self.close()
             raise Recovering("the store was started anew, and is judged before orders are taken on it")
         return connection
+
+
+class AdmittedSharedConnection(SharedConnection, AdmittedConnection):
+    """As both; many tasks may use it."""

@@ -30,6 +30,7 @@ if m[1] ~= epoch or m[2] ~= epoch then return { FENCED } end
 redis.call('HSET', target, unpack(ARGV, 3))
 if last then
   redis.call('HSET', meta, 'epoch', epoch)
-  redis.call('HDEL', meta, 'rebuilding', 'emptied')
+  -- What was told since the base was read comes too late here: whoever said it tells the ledger (gateway/witness.py).
+  redis.call('HDEL', meta, 'rebuilding', 'emptied', 'told')
 end
 return { DONE }

@@ -33,7 +33,7 @@
 --   device  text   '' = not known, counts for no limit
 --   lines   int    1 to 20; then for each line sku text, quantity int >= 1
 --
--- Returns {fenced, now_ms, pay_by_ms, version, codes, details, leases}
+-- Returns {fenced, now_ms, pay_by_ms, version, codes, details, leases, seq}
 --   fenced   1 = no campaign here, another epoch, or `recovering`: nothing else is meant; 0 otherwise
 --   now_ms, pay_by_ms  of the orders accepted by this call, the store's clock
 --   version  of the campaign's definition
@@ -51,6 +51,7 @@
 --            NO_SKU one, the name of the limit of an OVER_LIMIT one
 --   leases   flat list of SKU, ms, mark: nothing of it can be had, and nothing will be on sale before so many ms have
 --            passed; `mark` changes when units came back, and again when they are on sale
+--   seq      the number of the last order that was accepted on this shard
 local meta, stock, used, requests, holds, intake = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local campaign, epoch, count = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
@@ -61,7 +62,7 @@ local m = redis.call('HMGET', meta, 'epoch', 'state', 'opens_ms', 'closes_ms', '
   'reopen', 'lease_ms', 'limit_buyer', 'limit_buyer_sku', 'limit_ip', 'limit_device',
   'count_buyer_sku', 'count_ip', 'count_device', 'at_payment')
 -- A campaign that was rebuilt is not sold before it was audited: until then it is as good as not there.
-if m[1] ~= epoch or m[2] == 'recovering' then return { 1, 0, 0, 0, {}, {}, {} } end
+if m[1] ~= epoch or m[2] == 'recovering' then return { 1, 0, 0, 0, {}, {}, {}, 0 } end
 local seq = tonumber(m[6])
 local limit_buyer, limit_buyer_sku = tonumber(m[10] or ''), tonumber(m[11] or '')
 local limit_ip, limit_device = tonumber(m[12] or ''), tonumber(m[13] or '')
@@ -247,4 +248,4 @@ for sku in pairs(empty) do
   leases[#leases + 1] = math.min(lease_ms, waiting[sku] or lease_ms)
   leases[#leases + 1] = (waiting[sku] and 'w' or '') .. (redis.call('HGET', meta, 'r:' .. sku) or '0')
 end
-return { 0, now_ms, pay_by_ms, tonumber(m[7]), codes, details, leases }
+return { 0, now_ms, pay_by_ms, tonumber(m[7]), codes, details, leases, seq + accepted }

@@ -66,6 +66,7 @@ class Answers(NamedTuple):
     version: int
     outcomes: list[Outcome]
     leases: list[Lease]
+    seq: int  # the number of the last order that was accepted on the shard
 
 
 class Fenced(CampaignLost):
@@ -101,7 +102,7 @@ def read(reply: Reply, asks: Sequence[Ask]) -> Answers:
     """
     if isinstance(reply, RedisError):
         raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}") from reply
-    fenced, _now_ms, pay_by_ms, version, codes, details, leases = reply
+    fenced, _now_ms, pay_by_ms, version, codes, details, leases, seq = reply
     if fenced:
         raise Fenced
     outcomes = [
@@ -112,7 +113,7 @@ def read(reply: Reply, asks: Sequence[Ask]) -> Answers:
         n = details[i] - 1
         outcomes[n] = _with_detail(_CODES[codes[n]], details[i + 1], asks[n])
     found = [Lease(leases[i].decode(), leases[i + 1], leases[i + 2]) for i in range(0, len(leases), 3)]
-    return Answers(version, outcomes, found)
+    return Answers(version, outcomes, found, seq)
 
 
 def _with_detail(code: ReserveCode, detail: bytes, ask: Ask) -> Outcome:

@@ -2,7 +2,9 @@
 -- restock: add units of one SKU, or withdraw unsold ones, at most once per move id.
 --
 -- Units that come from outside to a SKU with nothing left go on sale one lease later: by then no gateway still
--- answers "sold out" from memory, so a repeated request key is never refused after it was accepted.
+-- answers "sold out" from memory, so a repeated request key is never refused after it was accepted. Units of a transfer
+-- were on sale when they left, and as long as they are on their way no search ends with "sold out" (gateway/balance.py):
+-- no gateway answers so, and where they arrive all that waits goes on sale with them.
 --
 -- Guarantee  G7 units left never drop below 0; G8 one move id changes stock at most once.
 --            Every outcome but DONE writes nothing.
@@ -52,6 +54,8 @@ if units > 0 and to == '' and left == 0 then
   local opens_ms = now_ms + tonumber(m[2])
   local last_ms = math.max(opens_ms, tonumber(m[4] or 0)) -- of all SKUs, also when the clock was set back
   redis.call('HSET', meta, 'r:' .. sku, string.format('%.0f', opens_ms), 'reopen', string.format('%.0f', last_ms))
+elseif units > 0 and to ~= '' and wait_ms > 0 then
+  redis.call('HSET', meta, 'r:' .. sku, string.format('%.0f', now_ms))
 end
 redis.call('HINCRBY', stock, 'a:' .. sku, units)
 return { DONE, redis.call('HINCRBY', stock, sku, units) }

@@ -95,6 +95,7 @@ class Reading(NamedTuple):
     holds: int
     moves: dict[str, tuple[int, str, int]]  # move id -> destination shard, SKU, units: withdrawn here, not yet arrived
     intake: int  # entries
+    used: int  # limits that count something
 
     def on_sale(self, sku: str) -> int:
         """Units that a request could get now: what is left, unless it waits for the leases to end."""
@@ -115,6 +116,24 @@ class Reading(NamedTuple):
     def seq(self) -> int:
         """Orders accepted so far."""
         return int(self.meta.get("seq", "0"))
+
+    @property
+    def told(self) -> int:
+        """The greatest number that a process was told of by a store that had not lost it yet (witness.lua)."""
+        return int(self.meta.get("told", "0"))
+
+    @property
+    def missing(self) -> str:
+        """What of the campaign's keys has gone, as far as the others show it; '' = nothing.
+
+        Not the holds: of an order that is in no stream either, its key still tells, and a rebuild would forget it.
+        """
+        gone = {
+            "stock": not self.left,
+            "requests": not self.requests and int(self.meta.get("known", "0")) + self.seq > self.base,
+            "used": not self.used and self.holds > 0,  # every hold counts for its buyer
+        }
+        return ", ".join(name for name, lost in gone.items() if lost)
 
 
 class Backlog(NamedTuple):
@@ -244,7 +263,7 @@ class Scripts:
 
     async def audit(self, sales: Sequence[SaleKeys]) -> list[Reading]:
         """A reading of each, each consistent in itself."""
-        calls = [(6, k.meta, k.stock, k.requests, k.holds, k.moves, k.intake) for k in sales]
+        calls = [(7, k.meta, k.stock, k.requests, k.holds, k.moves, k.intake, k.used) for k in sales]
         return [_reading(reply) for reply in await self._call("audit", calls)]
 
 
@@ -253,7 +272,7 @@ def _pairs(flat: list[bytes]) -> dict[str, str]:
 
 
 def _reading(reply: Reply) -> Reading:
-    now_ms, meta, stock, requests, holds, moves, intake = reply
+    now_ms, meta, stock, requests, holds, moves, intake, used = reply
     units = {name: int(count) for name, count in _pairs(stock).items()}
     left = {name: count for name, count in units.items() if ":" not in name}
 
@@ -275,4 +294,5 @@ def _reading(reply: Reply) -> Reading:
         holds,
         on_the_way,
         intake,
+        used,
     )

@@ -3,21 +3,21 @@
 import argparse
 import asyncio
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from core.errors import Invalid
 from core.settings import Settings
-from loadtest.history import History, HistoryInvalid, read_history
-from loadtest.history_check import Bounds, Verdict, Violation, check
+from loadtest.history import HistoryInvalid, read_history
+from loadtest.history_check import Bounds, check
 from loadtest.history_final import Final, read_final, write_final
 from ops.campaign_commands import add_data_dir
+from ops.check_display import lines
 from ops.check_facts import Collector
 from ops.desk import command_place, open_desk
 
-SHOWN = 20  # violations that are printed; all are counted
+__all__ = ["add_arguments", "facts_of", "lines", "run"]
 
 
 def add_arguments(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(msgspec.json.encode(verdict).decode())
     else:
-        print("\n".join(lines(verdict, history, drained=drained)))
+        print("\n".join(lines(verdict, history, drained=drained, final=final)))
     return 1 if verdict.violations else 0
 
 
@@ -68,38 +68,3 @@ async def facts_of(settings: Settings, campaign: str) -> Final:
     """The facts of a campaign that stands still. Raises: as `Collector.collect`."""
     async with open_desk(settings) as desk:
         return await Collector(desk, campaign, settings.shards).collect()
-
-
-def lines(verdict: Verdict, history: History, *, drained: bool = True) -> Iterator[str]:
-    """The verdict for people: figures, what could not be judged, each violation with the operations that show it."""
-    stats = verdict.stats
-    yield f"campaign {history.header.campaign}: {sum(stats.operations.values()):,} operations, {stats.orders:,} orders"
-    yield "  " + ", ".join(f"{name} {count:,}" for name, count in stats.operations.items())
-    if stats.faults:
-        yield "  faults: " + ", ".join(f"{name} {count}" for name, count in sorted(stats.faults.items()))
-        heals = sorted(h.seconds for h in stats.heals if h.seconds is not None)
-        if heals:
-            yield f"  a definite answer after a fault: p50 {heals[len(heals) // 2]:.2f} s, max {heals[-1]:.2f} s"
-    for words in stats.unjudged:
-        yield f"  not judged: {words}"
-    if not drained:
-        yield "  not judged: 12: nobody plays the partners, so their messages wait by design"
-    total = sum(stats.violations.values())
-    if not total:
-        yield "no invariant is violated"
-        return
-    yield f"{total:,} violations: " + ", ".join(f"{n}: {count:,}" for n, count in sorted(stats.violations.items()))
-    for violation in verdict.violations[:SHOWN]:
-        yield from shown(violation, history)
-    if len(verdict.violations) > SHOWN:
-        yield f"  … and {total - SHOWN:,} more"
-
-
-def shown(violation: Violation, history: History) -> Iterator[str]:
-    """One violation with its operations, as they stand in the history."""
-    yield f"  invariant {violation.invariant}, {violation.what}: {violation.words}"
-    wanted = set(violation.operations)
-    for op in history.operations if wanted else ():
-        if op.ask.n in wanted:
-            yield "    " + msgspec.json.encode(op.ask).decode()
-            yield "    " + (msgspec.json.encode(op.answer).decode() if op.answer else "no answer")

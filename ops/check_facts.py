@@ -27,6 +27,7 @@ from loadtest.history_final import (
     OrderEvent,
     OrderFacts,
     PaymentFacts,
+    Rebuilt,
     RefundFacts,
     Repair,
     ShardReading,
@@ -37,6 +38,8 @@ from ops.desk import Desk
 
 TRIES = 50  # readings, until two in a row are alike
 PAUSE_S = 0.2
+HOLDS_MAX = 100_000  # whose ids are read, with one command a shard
+VERSION_OPENED = 3  # of a campaign put once, opening, open: what its limits were before nobody wrote down
 
 
 class Standing(NamedTuple):
@@ -95,6 +98,7 @@ class Collector:
         home, spec = self._home(known), known.spec
         flow = FLOWS[spec.order_type]
         moving = await self._moving(home, standing.readings)
+        hold_ids = await self._hold_ids(home, standing.readings)
         events: dict[Any, list[OrderEvent]] = {}
         for e in await self._fetch("check_events", home):
             told = OrderEvent(
@@ -120,10 +124,11 @@ class Collector:
                 spec.order_type,
                 spec.spread,
                 lease_ms,
+                known.version <= VERSION_OPENED and spec.limits == limits,
             ),
             flow=FlowFacts(flow.first, flow.ends, [FlowMove(s.state, s.action, s.to, s.messages) for s in flow.steps]),
             orders=orders,
-            readings=[_reading(s, r, moving[s]) for s, r in zip(home, standing.readings, strict=True)],
+            readings=[_reading(s, r, moving[s], hold_ids) for s, r in zip(home, standing.readings, strict=True)],
             dead_letters=letters,
             payments=[PaymentFacts(str(r["order_id"]), *r[2:5]) for r in money if r["kind"] == "payment"],
             refunds=[
@@ -139,8 +144,21 @@ class Collector:
                 if r["place"] == "deliveries"
             ],
             repairs=[Repair(str(r["order_id"]), r["what"]) for r in await self._fetch("check_repairs", home)],
+            rebuilds=[_rebuilt(r) for r in await self._fetch("check_rebuilds", home)],
             intake=standing.intake,
         )
+
+    async def _hold_ids(self, home: list[int], readings: list[Reading]) -> dict[int, list[str]]:
+        """The orders that have a hold, by shard; nothing if reading so many would stop the store for others."""
+        if sum(r.holds for r in readings) > HOLDS_MAX:
+            return {}
+        replies = await self._desk.store.exchange([("HKEYS", sale_keys(s, self._campaign).holds) for s in home])
+        found: dict[int, list[str]] = {}
+        for shard, reply in zip(home, replies, strict=True):
+            if isinstance(reply, RedisError):
+                raise StoreUnavailable(f"the store answers {reply}")
+            found[shard] = sorted(text_of(field) for field in reply)
+        return found
 
     async def _moving(self, home: list[int], readings: list[Reading]) -> dict[int, Counter[str]]:
         """Units that left a shard and have not arrived at another, by the shard that they left."""
@@ -165,6 +183,7 @@ QUERIES = {
     "check_messages": query("check_messages"),
     "check_moves": query("check_moves"),
     "check_repairs": query("check_repairs"),
+    "check_rebuilds": query("check_rebuilds"),
 }
 
 
@@ -192,11 +211,17 @@ def _move(row: asyncpg.Record) -> Move:
     return Move(move_id, row["sku"], row["kind"], row["units"], ns(row["at"]), row["state"])
 
 
+def _rebuilt(row: asyncpg.Record) -> Rebuilt:
+    done_at = row["done_at"]
+    done_ns = None if done_at is None else ns(done_at)
+    return Rebuilt(row["shard"], row["epoch"], ns(row["at"]), done_ns, row["base"], row["gap"] or 0, row["why"])
+
+
 def _message(row: asyncpg.Record) -> Message:
     return Message(str(row["order_id"]), row["version"], row["topic"])
 
 
-def _reading(shard: int, r: Reading, moving: Counter[str]) -> ShardReading:
+def _reading(shard: int, r: Reading, moving: Counter[str], hold_ids: dict[int, list[str]]) -> ShardReading:
     epoch = int(r.meta.get("epoch", "0"))
     units = dict(r.left), dict(r.allocation), dict(r.held), dict(r.sold)
-    return ShardReading(shard, *units, r.seq, r.requests, r.holds, dict(moving), epoch)
+    return ShardReading(shard, *units, r.seq, r.requests, r.holds, dict(moving), epoch, hold_ids.get(shard))

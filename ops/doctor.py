@@ -24,6 +24,7 @@ from core.settings import Settings
 from lua.connection import Command, SharedConnection, StoreConnection
 from lua.durability import Level
 from lua.keys import intake_key
+from lua.life import look as look_at_life
 from ops.desk import Place, command_place, connect_ledger
 from ops.outbox_watch import look
 from ops.stack import readyz
@@ -37,6 +38,7 @@ SLOW_FSYNC_MS = 5.0
 ALERTS = 20  # told at most
 REPAIRS_S = 86_400.0
 SILENT_MS = 2_000  # longer than a living worker's wait for entries takes; it claims twice in claim_idle_ms besides
+SHUT_S = 10  # the recovery admits a store long before
 PACKAGES = ("asyncpg", "hiredis", "httptools", "msgspec", "redis", "starlette", "uvicorn", "uvloop")
 
 
@@ -141,7 +143,7 @@ async def _consumers(settings: Settings, store: StoreConnection) -> int:
     return len(living)
 
 
-async def _ask_store(settings: Settings, store: StoreConnection) -> list[Check]:
+async def _ask_store(settings: Settings, store: SharedConnection) -> list[Check]:
     [info] = await store.exchange([("INFO",)])
     if isinstance(info, RedisError):
         return [Check("store", "wrong", f"INFO is refused: {info}")]
@@ -173,6 +175,10 @@ async def _ask_store(settings: Settings, store: StoreConnection) -> list[Check]:
     most, used = int(facts.get("maxmemory", "0")), int(facts["used_memory"])
     if most and used > 0.8 * most:
         checks.append(Check("store memory", "warning", f"{used:,} of {most:,} bytes are used"))
+    life = await look_at_life(store)
+    if life.deployment and not life.admitted and int(facts["uptime_in_seconds"]) > SHUT_S:
+        words = "started anew and not admitted: no order is taken; a reconcile worker must run, and the alerts say more"
+        checks.append(Check("store life", "wrong", words))
     if facts.get("aof_last_write_status", "ok") != "ok":
         checks.append(Check("store disk", "wrong", "its last write to the append-only file failed: is the disk full?"))
     return checks

@@ -13,10 +13,12 @@ from core.flows import FLOWS, REFUND
 from core.flows.table import GUARDS, MACHINES, ROLES, TOPICS, Flow, Step
 from core.settings import PREFIX, Settings
 from gateway.problems import CODES
+from ops.documents_faults import faults_section
 
 ROOT = Path(__file__).resolve().parent.parent
 OPERATIONS = ROOT / "docs" / "operations.md"
 FLOW_PAGE = ROOT / "docs" / "flows.md"
+GUARANTEES = ROOT / "docs" / "guarantees.md"
 
 
 def settings_table() -> str:
@@ -104,6 +106,11 @@ def flow_page(text: str) -> str:
     )
 
 
+def guarantees(text: str) -> str:
+    """docs/guarantees.md with the tables of the nemesis' rounds made anew, where it has a place for them."""
+    return _made_anew(text, {"faults": faults_section}) if "<!-- faults:" in text else text
+
+
 def _made_anew(text: str, sections: Mapping[str, Callable[[], str]]) -> str:
     for name, make in sections.items():
         begin, end = f"<!-- {name}: made by `make docs` -->", f"<!-- /{name} -->"
@@ -145,6 +152,7 @@ def main() -> int:
     """Writes the documents."""
     OPERATIONS.write_text(operations(OPERATIONS.read_text("utf-8")), "utf-8")
     FLOW_PAGE.write_text(flow_page(FLOW_PAGE.read_text("utf-8")), "utf-8")
+    GUARANTEES.write_text(guarantees(GUARANTEES.read_text("utf-8")), "utf-8")
     return 0
 
 

@@ -8,7 +8,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from core.desk.rebuild import Rebuilder, Rebuilt
+from core.desk.rebuild import Rebuilder
+from core.desk.rebuilt import Rebuilt
 from core.desk.recovery import Recovery
 from core.settings import Settings
 from ops.campaign_commands import add_data_dir, audit_line
@@ -42,7 +43,9 @@ async def run(settings: Settings, args: argparse.Namespace) -> int:
         if args.dry_run:
             return 0
         # Where no reconcile worker runs, orders wait for somebody who admits the store.
-        await Recovery(desk.campaigns, desk.auditor, desk.store, desk.ledger, who, auto=False).step()
+        recovery = Recovery(desk.campaigns, desk.auditor, desk.store, desk.ledger, who, auto=False)
+        await recovery.step()
+        await recovery.mend()
         return 0 if found.state != "recovering" else 1
 
 
@@ -66,6 +69,11 @@ def print_rebuilt(found: Rebuilt, planned: bool, console: Console) -> None:
         console.print(
             f"  oversold: {-units.left:,} units of {units.sku} more than there are", style="red", markup=False
         )
+    if found.oversold:
+        print(
+            "  It is not put in service: cancel orders of so many units (`rushgate order cancel`), or let unpaid ones"
+        )
+        print("  ones expire, then rebuild it again. A reconcile worker tries again by itself, ever more seldom.")
     if planned:
         console.print(f"nothing was changed: {found.campaign} is at epoch {found.epoch}", markup=False)
         return

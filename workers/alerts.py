@@ -16,8 +16,9 @@ logger = logging.getLogger("rushgate.reconcile")
 DETAIL_CHARS = 1_000
 LOST = "store_lost"  # the store does not hold the campaign, or holds another epoch
 UNCHECKED = "unchecked"  # store and ledger answer, and yet the campaign cannot be audited or mended
+SHUT = "store_shut"  # the campaign keeps the store from being admitted, for long: no order is taken of any campaign
 JUDGED = ("oversold", "lost", "phantom", "duplicated", "over_limit", "unbalanced", "unmended")
-KINDS = (*JUDGED, LOST, UNCHECKED)
+KINDS = (*JUDGED, LOST, UNCHECKED, SHUT)
 
 
 def findings(report: AuditReport) -> dict[str, str]:

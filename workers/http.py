@@ -7,6 +7,7 @@ ends a wait, and that an answer is read to its end or its connection is thrown a
 import asyncio
 import ssl
 import time
+from collections import deque
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -146,7 +147,7 @@ class Client:
         self._connect_s = connect_s
         self.exchange_s = exchange_s
         self._ssl = ssl.create_default_context() if target.tls else None
-        self._idle: list[_Connection] = []
+        self._idle: deque[_Connection] = deque()  # the one that was used last on the right
 
     async def post(self, path: str, headers: dict[str, str], body: bytes) -> Answer:
         """Raises NoAnswer."""
@@ -168,6 +169,9 @@ class Client:
         if connection.usable:
             connection.free_since_s = time.monotonic()
             self._idle.append(connection)
+            # After a burst those on the left are never taken again, and a server may keep them for ever.
+            while self._idle[0].free_since_s < connection.free_since_s - IDLE_S:
+                self._idle.popleft().drop()
         else:
             connection.drop()
         return answer

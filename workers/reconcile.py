@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import asyncpg
-from redis.exceptions import RedisError
 
 from core.desk.audit import Auditor
 from core.desk.campaigns import CampaignDesk
+from core.desk.heads import ping
 from core.desk.recovery import Recovery
 from core.errors import CampaignLost, LedgerUnavailable, Refused, StoreUnavailable
 from core.ledger.pool import Pool, ask
@@ -60,6 +60,7 @@ class ReconcileWorker:
         self.recovery = Recovery(self._desk, self._auditor, store, ledger, name, auto)
         self._mender = Mender(store, ledger, shards)
         self._alerts = Alerts(ledger, shards)
+        self._watch = RecoveryWatch(self.recovery, self._alerts)
         self._statistics = Statistics(ledger)
         self._every_s = every_s
         self._seen: dict[str, Seen] = {}
@@ -82,7 +83,7 @@ class ReconcileWorker:
         """Works until `stop`, through every absence of store and ledger."""
         async with asyncio.TaskGroup() as beside:
             beside.create_task(self._statistics.run(self._stopping))
-            beside.create_task(RecoveryWatch(self.recovery).run(self._stopping))
+            beside.create_task(self._watch.run(self._stopping))
             await self._reconcile()
         await self._store.close()
 
@@ -114,6 +115,7 @@ class ReconcileWorker:
         if not await self.recovery.step():
             raise StoreUnavailable("the store is not admitted: nothing is audited or mended on it")
         self._run_id = (await look(self._store)).run_id
+        await self.recovery.end_closed()
         for campaign in self._chosen(await ask(lambda: self._ledger.fetch(query("list_campaigns")))):
             if self._stopping.is_set():
                 return
@@ -140,17 +142,22 @@ class ReconcileWorker:
 
         A campaign that cannot be checked although store and ledger are there does not keep the others waiting.
         """
-        why = ""
-        for _ in range(2):
+        why, kind = "", UNCHECKED
+        for n in range(2):
             try:
                 at_rest = await self._judge(campaign)
             except CampaignLost as exc:
-                if await self.recovery.restore(campaign) == "recovering":
-                    await self._alerts.tell(campaign, {LOST: exc.detail}, (LOST, UNCHECKED))
-                    return False
                 why = exc.detail
+                if self._watch.runs:  # it rebuilds beside the rounds, which do not wait for it
+                    if n:
+                        kind = LOST
+                        self.recovery.damaged.setdefault(campaign, why)
+                        why = self.recovery.why(campaign) or why
+                elif await self.recovery.restore(campaign) == "recovering":
+                    why, kind = self.recovery.why(campaign) or why, LOST
+                    break
             except StoreUnavailable as exc:
-                await self._ping()
+                await ping(self._store)
                 why = exc.detail
             except LedgerUnavailable:
                 raise
@@ -163,14 +170,18 @@ class ReconcileWorker:
                 break
             else:
                 self._logged.pop(campaign, None)
+                self.recovery.well(campaign)
                 return at_rest
-        await self._alerts.tell(campaign, {UNCHECKED: why}, (LOST, UNCHECKED))
+        if campaign in self.recovery.damaged:  # and out of service, or another deployment's
+            kind = LOST
+        await self._alerts.tell(campaign, {kind: why}, (LOST, UNCHECKED))
         return False
 
     async def _judge(self, campaign: str) -> bool:
         known = await self._desk.show(campaign)
         if known.state == "recovering":
             raise CampaignLost(f"campaign {campaign} is out of service until it is rebuilt")
+        await self.recovery.catch_up(known)
         report = await self._auditor.audit(campaign)
         mended = await self._mender.mend(known)
         self.mended += mended.done
@@ -183,6 +194,8 @@ class ReconcileWorker:
             wrong["unmended"] = _words(mended)
         if wrong and (await look(self._store)).run_id != self._run_id:
             raise StoreUnavailable("the store was started anew meanwhile: what was read of it counts for nothing")
+        if "phantom" in wrong and await self.recovery.behind(campaign):
+            raise CampaignLost(f"the ledger has orders of {campaign} that the store never heard of")
         await self._alerts.tell(campaign, wrong)
         if "oversold" in wrong:
             await self._close(campaign)
@@ -194,12 +207,6 @@ class ReconcileWorker:
             await self._desk.close(campaign)
         except Refused as exc:  # somebody changes it at this moment; the next round tries again
             logger.warning("oversold campaign not closed yet", extra={"campaign": campaign, "why": exc.detail})
-
-    async def _ping(self) -> None:
-        """Raises StoreUnavailable if it is the store that is away, and not one campaign that cannot be read."""
-        [reply] = await self._store.exchange([("PING",)])
-        if isinstance(reply, RedisError):
-            raise StoreUnavailable(f"the store answers {reply}")
 
 
 def _words(mended: Mended) -> str:

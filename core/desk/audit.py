@@ -145,6 +145,8 @@ class Auditor:
             if reading.meta.get("epoch") != str(known.epoch):
                 found = reading.meta.get("epoch", "nothing")
                 raise CampaignLost(f"{keys.meta.decode()}: epoch {known.epoch} wanted, {found} found")
+            if reading.missing:
+                raise CampaignLost(f"{keys.meta.decode()}: lost by the store: {reading.missing}")
         return readings
 
     async def _shard(self, known: Campaign, shard: int, reading: Reading, since: datetime) -> Tally:

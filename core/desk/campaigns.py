@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 from redis.exceptions import RedisError
 
-from core.errors import CampaignLost, CampaignUnknown, Invalid, Refused, StoreUnavailable
+from core.errors import CampaignLost, CampaignUnknown, Fault, Invalid, Recovering, Refused, StoreUnavailable
 from core.ledger.deployment import claim_deployment
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
@@ -68,7 +68,7 @@ class CampaignDesk:
         self._store = store
         self._scripts = Scripts(store)
         self._ledger = ledger
-        self._shards = shards
+        self.shards = shards
         self.lease_ms = lease_ms
         self._deployment_id: str | None = None
 
@@ -82,14 +82,21 @@ class CampaignDesk:
         loosest = msgspec.json.decode(row["loosest"], type=Limits)
         return Campaign(campaign, row["state"], row["version"], row["epoch"], spec, loosest)
 
+    async def epoch(self, campaign: str) -> int:
+        """Its epoch, also if its definition cannot be read. Raises CampaignUnknown."""
+        row = await ask(lambda: self._ledger.fetchrow(query("get_campaign"), self._first(campaign), campaign))
+        if row is None:
+            raise CampaignUnknown(f"no campaign is called {campaign}")
+        return int(row["epoch"])
+
     async def put(self, campaign: str, spec: CampaignSpec) -> Campaign:
         """Defined as a draft, or changed: of a campaign that was opened only window, limits and pay_within_s change.
 
         Raises: Invalid; Refused if a change is not allowed any more.
         """
         await self.deployment()
-        if spec.spread > self._shards:
-            raise Invalid(f"at most {self._shards}, the number of shards of this deployment", "spread")
+        if spec.spread > self.shards:
+            raise Invalid(f"at most {self.shards}, the number of shards of this deployment", "spread")
         text = msgspec.json.encode(spec).decode()
         first = self._first(campaign)
         limits = msgspec.json.encode(spec.limits).decode()
@@ -98,7 +105,7 @@ class CampaignDesk:
             return await self.show(campaign)
         known = await self.show(campaign)
         if known.state in ("closed", "recovering"):
-            raise Refused(f"campaign {campaign} is {known.state}")
+            raise _refusal(known)
         old, new = msgspec.structs.asdict(known.spec), msgspec.structs.asdict(spec)
         for field in FROZEN:
             if old[field] != new[field]:
@@ -113,7 +120,7 @@ class CampaignDesk:
         """
         known = await self.show(campaign)
         if known.state in ("closed", "recovering"):
-            raise Refused(f"campaign {campaign} is {known.state}")
+            raise _refusal(known)
         if known.state in ("draft", "opening"):
             if known.state == "draft":
                 known = await self._record(known, "opening", known.spec)
@@ -124,14 +131,14 @@ class CampaignDesk:
         """No order is taken until it is opened again. Raises: Refused if it is neither open nor paused."""
         known = await self.show(campaign)
         if known.state not in ("open", "paused"):
-            raise Refused(f"campaign {campaign} is {known.state}")
+            raise _refusal(known)
         return await self._turn(known, "paused", known.spec)
 
     async def close(self, campaign: str) -> Campaign:
         """Over for good; what is left on the shards is withdrawn. Raises: Refused if it was never opened."""
         known = await self.show(campaign)
         if known.state in ("draft", "opening", "recovering"):
-            raise Refused(f"campaign {campaign} is {known.state}")
+            raise _refusal(known)
         if known.state != "closed":
             known = await self._turn(known, "closed", known.spec)
         else:
@@ -159,14 +166,14 @@ class CampaignDesk:
     async def restock(self, campaign: str, change: Restock) -> Restocked:
         """Units are added to the shards in equal parts, or withdrawn from where they are left; once per id.
 
-        Raises: Refused if the campaign is not open or paused, if fewer units are left than to be withdrawn, or if
-        the id was used for another change.
+        Raises: Recovering: to be repeated, as the id may be journalled already; Refused if the campaign is not open or
+        paused, if fewer units are left than to be withdrawn, or if the id was used for another change.
         """
         known = await self.show(campaign)
         if change.sku not in {s.sku for s in known.spec.skus}:
             raise Invalid(f"campaign {campaign} does not sell {change.sku}", "sku")
         if known.state not in ("open", "paused"):
-            raise Refused(f"campaign {campaign} is {known.state}")
+            raise _refusal(known)
         if change.units == 0:
             raise Invalid("must not be 0", "units")
         move_id = f"restock.{change.id}"
@@ -308,15 +315,15 @@ class CampaignDesk:
     async def deployment(self) -> str:
         """The id of this ledger's deployment. Raises ConfigInvalid if it has another number of shards than we."""
         if self._deployment_id is None:
-            self._deployment_id = await claim_deployment(self._ledger, self._shards)
+            self._deployment_id = await claim_deployment(self._ledger, self.shards)
         return self._deployment_id
 
     def _first(self, campaign: str) -> int:
-        return home_shards(campaign, 1, self._shards)[0]
+        return home_shards(campaign, 1, self.shards)[0]
 
     def home(self, known: Campaign) -> list[int]:
         """The campaign's shards, by slot."""
-        return home_shards(known.campaign, known.spec.spread, self._shards)
+        return home_shards(known.campaign, known.spec.spread, self.shards)
 
     def keys(self, known: Campaign) -> list[SaleKeys]:
         """Its keys, by slot."""
@@ -330,6 +337,13 @@ def looser(one: Limits, other: Limits) -> Limits:
         pair = getattr(one, name), getattr(other, name)
         found[name] = None if None in pair else max(pair)
     return Limits(**found)
+
+
+def _refusal(known: Campaign) -> Fault:
+    """Why its state allows no such change. While it is rebuilt that is no answer for good: an earlier call under the
+    same id may be under way, and is to be repeated until it has its outcome."""
+    words = f"campaign {known.campaign} is {known.state}"
+    return Recovering(words) if known.state == "recovering" else Refused(words)
 
 
 def _as_move(row: asyncpg.Record) -> Move:

@@ -45,17 +45,24 @@ class Sums:
     held: Counter[str] = field(default_factory=Counter)  # units by SKU
     sold: Counter[str] = field(default_factory=Counter)
     allocation: Counter[str] = field(default_factory=Counter)  # as the ledger put on sale here
-    numbers: list[int] = field(default_factory=list)  # of orders and letters
+    ranges: list[list[int]] = field(default_factory=list)  # numbers of orders and letters: first, last; unsorted
     orders: int = 0
     known: int = 0  # requests
+
+    def number(self, number: int) -> None:
+        """Somebody has this number. They come nearly sorted, so a million of them are a few ranges."""
+        if self.ranges and number == self.ranges[-1][1] + 1:
+            self.ranges[-1][1] = number
+        else:
+            self.ranges.append([number, number])
 
     def missing(self, base: int) -> tuple[int, str]:
         """The numbers 1 to `base` that nobody has: how many, and as ranges."""
         gaps, before = [], 0
-        for number in [*sorted({n for n in self.numbers if 0 < n <= base}), base + 1]:
-            if number > before + 1:
-                gaps.append((before + 1, number - 1))
-            before = number
+        for first, last in [*sorted(self.ranges), [base + 1, base + 1]]:
+            if min(first, base + 1) > before + 1:
+                gaps.append((before + 1, min(first, base + 1) - 1))
+            before = max(before, last)
         told = [str(a) if a == b else f"{a}-{b}" for a, b in gaps[:RANGES]]
         more = f", and {len(gaps) - RANGES} ranges more" if len(gaps) > RANGES else ""
         return sum(b - a + 1 for a, b in gaps), ", ".join(told) + more
@@ -109,7 +116,7 @@ class Books:
             row["client_ip"], row["device_id"],
         )  # fmt: skip
         self.sums.orders += 1
-        self.sums.numbers.append(row["seq"])
+        self.sums.number(row["seq"])
         times = row["accepted_ms"], row["pay_by_ms"]
         self._take(row["order_id"].bytes, held, ship_to, times, row["ended"], part)
 
@@ -117,7 +124,7 @@ class Books:
         """Orders that were set aside keep what they were promised, unless they had lost it already."""
         part = Part()
         for row in rows:
-            self.sums.numbers.append(row["seq"])
+            self.sums.number(row["seq"])
             if row["reason"].startswith(TOO_LATE):
                 continue
             try:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from core.ledger.pool import Pool
 from core.settings import Settings
+from tests.faults.site import Site, site_of
 from tests.faults.support import Process, Spawn
 
 
@@ -31,3 +33,10 @@ async def spawn(tmp_path: Path) -> AsyncIterator[Spawn]:
         if child.returncode is None:
             child.kill()
             await child.wait()
+
+
+@pytest.fixture
+async def site(request: pytest.FixtureRequest, settings: Settings, ledger: Pool) -> AsyncIterator[Site]:
+    """On one shard, or on as many as the test's parameter says."""
+    async with site_of(settings, ledger, getattr(request, "param", 1)) as found:
+        yield found

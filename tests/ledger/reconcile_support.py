@@ -75,6 +75,12 @@ async def open_alerts(ledger: Pool) -> dict[str, int]:
     return {r["kind"]: r["seen"] for r in await ledger.fetch("SELECT kind, seen FROM alerts WHERE over_at IS NULL")}
 
 
+async def is_set_aside(ledger: Pool, campaign: str) -> bool:
+    """It waits for a person, and nobody is at it."""
+    waits = "SELECT state = 'recovering' AND coalesce(rebuilt_until < clock_timestamp(), true)"
+    return bool(await ledger.fetchval(waits + " FROM campaigns WHERE campaign = $1", campaign))
+
+
 async def stock(scripts: Scripts, keys: SaleKeys) -> tuple[int, int, int]:
     """Left, held, sold of `red`."""
     [found] = await scripts.audit([keys])

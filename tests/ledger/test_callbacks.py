@@ -208,6 +208,19 @@ async def test_callback_that_contradicts_names_its_field_and_leaves_no_trace(
     assert await record(ledger) == (1, 1)
 
 
+async def test_payment_of_an_order_that_is_gone_is_found_in_the_log(
+    callbacks: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Orders that a lost disk cost may have been paid: the payment centre is asked by the message, the buyer by the
+    order."""
+    gone = UUID("0192f7c1-0000-7000-8000-000000000000").bytes
+    reply = await callbacks.pay(gone)
+    assert (reply.status, reply.code) == (404, "unknown_order")
+    [record] = [r for r in caplog.records if r.getMessage() == "callback refused"]
+    assert record.__dict__["order"] == text_of(gone)
+    assert record.__dict__["message_id"].startswith("msg-")
+
+
 async def test_callback_with_the_number_of_another_order_is_refused(
     callbacks: Desk, order: bytes, sale: Sale, drains: Callable[[], Awaitable[None]], ledger: Pool
 ) -> None:

@@ -15,6 +15,7 @@ from lua.connection import SharedConnection
 from lua.reserve import ReserveCode
 from tests.ledger.reconcile_support import (
     entry_lost,
+    is_set_aside,
     open_alerts,
     reconciler,
     repairs,
@@ -114,7 +115,10 @@ async def test_what_cannot_be_mended_is_alerted_and_left_as_it_is(
         assert hold
     await drain(store, make_worker(settings, ledger))
     if kind == "phantom":
-        await tell(store, "HINCRBY", keys.meta, "seq", -1)
+        await ledger.execute(
+            "INSERT INTO dead_letters (shard, entry_id, place, campaign, epoch, seq, reason, payload) "
+            "SELECT shard, '1-1', 0, campaign, epoch, seq, 'bad', '' FROM orders WHERE seq = 3"
+        )
     elif kind == "duplicated":
         await ledger.execute("ALTER TABLE orders DROP CONSTRAINT orders_request_key")
         await ledger.execute("UPDATE orders SET request_key = 'same' WHERE seq < 3")
@@ -160,6 +164,8 @@ async def test_worker_outlives_a_store_that_lost_a_campaign(
         await entry_lost(store, other.parts[0].keys)
         await rounds(worker, 1)
         assert worker.mended == 2
+        await drain(store, make_worker(settings, ledger))  # both may be on one shard, and a rebuild wants it drained
+        await eventually(lambda: is_set_aside(ledger, sale.campaign))
         await Rebuilder(desk, auditor, store, ledger, "test").rebuild(sale.campaign, "test")
         await rounds(worker, 1)
         assert await open_alerts(ledger) == {}

@@ -146,11 +146,11 @@ async def test_run_sends_the_text_only_to_calls_that_miss_it(services: Services,
     sale = await StoreSale.open(store, {"red": 9})
     source = LuaSource.read("audit")
     keys = sale.keys
-    call = (6, keys.meta, keys.stock, keys.requests, keys.holds, keys.moves, keys.intake)
+    call = (7, keys.meta, keys.stock, keys.requests, keys.holds, keys.moves, keys.intake, keys.used)
     async with connection(services) as own:
         await tell(store, "SCRIPT", "FLUSH")
         replies = await own.run(source, [call, call])
-        assert [len(r) for r in replies] == [7, 7]
+        assert [len(r) for r in replies] == [8, 8]
         assert await tell(store, "SCRIPT", "EXISTS", source.sha) == [1]
 
 

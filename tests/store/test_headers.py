@@ -19,6 +19,7 @@ from lua.scripts import (
     SettleCode,
 )
 from lua.source import LuaSource, script_names
+from lua.witness import WitnessCode
 from tests.support import tell
 
 CODES: dict[str, type[IntEnum]] = {
@@ -32,8 +33,9 @@ CODES: dict[str, type[IntEnum]] = {
     "allocate": AllocateCode,
     "fence": FenceCode,
     "rebuild": RebuildCode,
+    "witness": WitnessCode,
 }
-FLAGS = {"reserve": "", "open": "", "rebuild": "", "fence": "allow-oom", "change": "allow-oom", "restock": "allow-oom", "ack": "allow-oom", "release": "allow-oom", "settle": "allow-oom", "giveback": "allow-oom", "allocate": "allow-oom", "touch": "allow-oom", "backlog": "no-writes", "audit": "no-writes"}  # fmt: skip # noqa: E501
+FLAGS = {"reserve": "", "open": "", "rebuild": "", "fence": "allow-oom", "witness": "allow-oom", "judged": "allow-oom", "change": "allow-oom", "restock": "allow-oom", "ack": "allow-oom", "release": "allow-oom", "settle": "allow-oom", "giveback": "allow-oom", "allocate": "allow-oom", "touch": "allow-oom", "backlog": "no-writes", "audit": "no-writes"}  # fmt: skip # noqa: E501
 NO_KEY = {"TIME"}  # commands that name no key
 
 every_script = pytest.mark.parametrize("name", script_names())

@@ -110,6 +110,21 @@ async def test_restock_of_waiting_units_can_be_withdrawn_but_not_transferred(
     assert await scripts.restock(sale.keys, 1, "r2", "red", -1) == (R.DONE, 2)
 
 
+async def test_restock_puts_what_waits_on_sale_where_a_transfer_arrives(
+    store: SharedConnection, scripts: Scripts
+) -> None:
+    """A unit that was on sale elsewhere must not wait because others came back to the shard it was moved to."""
+    sale = await StoreSale.open(store, {"red": 0}, lease_ms=60_000)
+    await scripts.restock(sale.keys, 1, "r1", "red", 6)
+    waiting = (await reading(store, sale)).meta["r:red"]
+    assert await scripts.restock(sale.keys, 1, "x1", "red", 1, to=3) == (R.DONE, 7)
+    found = await reading(store, sale)
+    assert (found.waits_ms("red"), found.on_sale("red")) == (0, 7)
+    assert found.meta["r:red"] < waiting  # the mark of the period in which it was empty has changed
+    answers = await sale.reserve(store, sale.ask("a", ("red", 7)))
+    assert [o.code for o in answers.outcomes] == [ReserveCode.ACCEPTED]
+
+
 async def test_restock_reopen_never_goes_back(store: SharedConnection, scripts: Scripts) -> None:
     """Set back, the clock would put another SKU's waiting units on sale early; longer than a lease nobody waits."""
     sale = await StoreSale.open(store, {"red": 0, "blue": 5}, lease_ms=60_000)

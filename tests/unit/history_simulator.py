@@ -13,7 +13,20 @@ from itertools import count
 from random import Random
 
 from core.flows import FLOWS
-from loadtest.history import Answer, Fail, Fault, Header, Healed, History, Invoke, Items, Ok, Operation, Unknown
+from loadtest.history import (
+    Answer,
+    Fail,
+    Fault,
+    Header,
+    Healed,
+    History,
+    Invoke,
+    Items,
+    Mending,
+    Ok,
+    Operation,
+    Unknown,
+)
 from loadtest.history_final import (
     CampaignFacts,
     DeadLetter,
@@ -25,6 +38,7 @@ from loadtest.history_final import (
     Move,
     OrderEvent,
     OrderFacts,
+    PartnerReport,
     PartnerSaw,
     PaymentFacts,
     RefundFacts,
@@ -36,11 +50,15 @@ START_NS, WALL_NS = 5_000_000_000, 1_700_000_000_000_000_000
 LEASE_MS = 400
 SKUS = ("a", "b")
 LIMITS = LimitsOf(buyer=4, buyer_sku=3, ip=6, device=5)
-GOODS = FLOWS["goods"]
-FLOW = FlowFacts(
-    GOODS.first, GOODS.ends, [FlowMove(s.state, s.action, s.to, s.messages) for s in GOODS.steps], ("payment",)
-)
-STORE = ("release", "settle", "restock")
+STORE = ("release", "settle", "restock", "allocate")
+GOODS_ON = ("pick", "ship", "receive", "complete")
+# What a partner of a virtual order says, and of how many it says the other.
+VIRTUAL = {
+    "provision": ("provisioned", "provision_failed"),
+    "bill": ("billed", "bill_failed"),
+    "unprovision": ("unprovisioned",) * 2,
+    "unbill": ("unbilled",) * 2,
+}
 
 
 @dataclass
@@ -55,6 +73,7 @@ class Shard:
     reopens: dict[str, int] = field(default_factory=dict)
     requests: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)  # order id, body
     holds: dict[str, "Life"] = field(default_factory=dict)
+    empty: set[str] = field(default_factory=set)  # holds without units
     seq: int = 0
 
 
@@ -78,8 +97,18 @@ class Life:
 class Sale:
     """One run; `play` gives its history and what is there in the end."""
 
-    def __init__(self, seed: int, attempts: int = 300, spread: int = 1, faults: bool = True, stock: int = 60) -> None:
+    def __init__(
+        self,
+        seed: int,
+        attempts: int = 300,
+        spread: int = 1,
+        faults: bool = True,
+        stock: int = 60,
+        order_type: str = "goods",
+    ) -> None:
         self.random = Random(seed)
+        self.flow = FLOWS[order_type]
+        self.at_payment = order_type == "reserve_at_payment"
         self.attempts, self.spread, self.faults_wanted = attempts, spread, faults
         self.store_off_ns = self.random.randint(-20, 20) * MS
         self.ledger_off_ns = self.random.randint(-20, 20) * MS
@@ -91,7 +120,7 @@ class Sale:
         self.todo: list[tuple[int, int, Callable[[], object]]] = []
         self.numbers, self.ties, self.order_ids = count(1), count(), count(1)
         self.operations: list[Operation] = []
-        self.faults: list[Fault | Healed] = []
+        self.faults: list[Fault | Mending | Healed] = []
         self.flags: dict[str, int] = {}
         self.lives: dict[str, Life] = {}
         self.moves: list[Move] = []
@@ -99,6 +128,7 @@ class Sale:
         self.payments: list[PaymentFacts] = []
         self.refunds: list[RefundFacts] = []
         self.partners: list[PartnerSaw] = []
+        self.reports: list[PartnerReport] = []
         self.dead: list[DeadLetter] = []
         self.away = (0, 0)
 
@@ -109,7 +139,8 @@ class Sale:
         if self.faults_wanted:
             begin_ns = START_NS + span_ns // 3
             self.away = begin_ns, begin_ns + 400 * MS
-            self.faults = [Fault(begin_ns, "store_stop", "SIGSTOP"), Healed(self.away[1], "store_stop")]
+            mending = Mending(self.away[1] - 100 * MS, "store_stop")
+            self.faults = [Fault(begin_ns, "store_stop", "SIGSTOP"), mending, Healed(self.away[1], "store_stop")]
         for n in range(self.attempts):
             self.at(random.randrange(span_ns), partial(self.arrive, n))
         for n in range(3):
@@ -240,7 +271,9 @@ class Sale:
         life = Life(ask, order_id, slot, shard.seq, self.now)
         for counter, more, _ in self.counters(ask):
             shard.used[counter] += more
-        for sku, wanted in ask.items:
+        if self.at_payment:
+            shard.empty.add(order_id)
+        for sku, wanted in ask.items if not self.at_payment else ():
             shard.left[sku] -= wanted
             shard.held[sku] += wanted
         shard.requests[place], shard.holds[order_id] = (order_id, ask.body), life
@@ -276,13 +309,16 @@ class Sale:
             return False
         return shard.left[sku] >= wanted
 
-    def end_hold(self, life: Life, topic: str) -> str:
+    def end_hold(self, life: Life, version: int, topic: str) -> str:
         shard = self.shards[life.shard]
+        if topic == "allocate":
+            return self.allocate(shard, life)
         if topic == "restock":
-            self.journal_return(life)
+            self.journal_return(life, version)
         elif shard.holds.pop(life.order_id, None) is None:
             return "nothing"
-        for sku, n in life.ask.items:
+        is_empty = life.order_id in shard.empty and topic != "restock"
+        for sku, n in life.ask.items if not is_empty else ():
             if topic == "settle":
                 shard.held[sku] -= n
                 shard.sold[sku] += n
@@ -297,9 +333,23 @@ class Sale:
                 shard.used[counter] -= more
         return {"settle": "settled", "release": "released", "restock": "returned"}[topic]
 
-    def journal_return(self, life: Life) -> None:
+    def allocate(self, shard: Shard, life: Life) -> str:
+        """Units for an order that has none, all or nothing."""
+        if life.order_id not in shard.holds:
+            return "nothing"
+        if life.order_id not in shard.empty:
+            return "allocated"
+        if any(shard.left[sku] < n for sku, n in life.ask.items):
+            return "too_late"
         for sku, n in life.ask.items:
-            self.moves.append(Move(f"return.{life.order_id}.{sku}", sku, "return", n, self.ledger_ns()))
+            shard.left[sku] -= n
+            shard.held[sku] += n
+        shard.empty.discard(life.order_id)
+        return "allocated"
+
+    def journal_return(self, life: Life, version: int) -> None:
+        for sku, n in life.ask.items:
+            self.moves.append(Move(f"return.{life.order_id}.{version}.{sku}", sku, "return", n, self.ledger_ns()))
 
     # The ledger and its workers.
 
@@ -326,8 +376,9 @@ class Sale:
 
         def decide() -> None:
             if action == "pay":
-                number = f"p{op.ask.n}"
-                self.payments.append(PaymentFacts(life.order_id, number, "paid", life.units * 10))
+                number, amount = f"p{op.ask.n}", life.units * 10
+                self.payments.append(PaymentFacts(life.order_id, number, "paid", amount))
+                self.reports.append(PartnerReport(life.order_id, "payment", "paid", number, amount, 1))
             done = self.move(life, action) or (action == "pay" and self.move(life, "pay_again"))
 
             def told() -> None:
@@ -338,24 +389,34 @@ class Sale:
 
         self.soon(decide)
 
-    def move(self, life: Life, action: str) -> bool:
-        step = GOODS.step(life.state, action)
+    def move(self, life: Life, action: str, actor: str = "") -> bool:
+        step = self.flow.step(life.state, action)
         if step is None:
             return False
         version = len(life.events) + 1
-        life.events.append(OrderEvent(version, self.ledger_ns(), action, life.state, step.to))
+        life.events.append(OrderEvent(version, self.ledger_ns(), action, life.state, step.to, actor))
         life.state = step.to
         for topic in step.messages:
             self.deliver(life, version, topic)
             if topic == "refund":
                 self.refunds.append(RefundFacts(life.order_id, f"ref_{version}", life.units * 10, "done"))
+                report = PartnerReport(life.order_id, "payment", "refunded", f"ref_{version}", life.units * 10, 1)
+                self.reports.append(report)
                 self.at(300 * MS, lambda: self.move(life, "refunded"))
         if step.to == "paid" and self.random.random() < 0.2:
             self.soon(lambda: self.ask_for(life, "cancel"), 500)
-        elif step.to == "paid":
-            for n, then in enumerate(("pick", "ship", "receive", "complete")):
-                self.at((600 + 100 * n) * MS, partial(self.move, life, then))
+        elif step.to == "paid" and self.flow.order_type != "virtual":
+            for n, then in enumerate(GOODS_ON):
+                self.at((600 + 100 * n) * MS, partial(self.report, life, then))
         return True
+
+    def report(self, life: Life, action: str) -> None:
+        """A partner tells what it did; what comes too late is told no."""
+        taken = self.move(life, action, "warehouse")
+        if action != "complete":
+            self.reports.append(
+                PartnerReport(life.order_id, "warehouse", action, f"{life.order_id}{action}", 0, int(taken))
+            )
 
     def deliver(self, life: Life, version: int, topic: str, attempts: int = 1) -> None:
         random = self.random
@@ -364,11 +425,18 @@ class Sale:
             if topic == "restock" and life.order_id in self.shards[life.shard].holds:
                 return self.soon(deed, 100)  # in this model units are sold before they come back
             tries = attempts + (random.random() < 0.1)
-            outcome = self.end_hold(life, topic) if topic in STORE else "200"
+            outcome = self.end_hold(life, version, topic) if topic in STORE else "200"
             if topic not in STORE:
                 message_id = f"{life.order_id}.{version}.{topic}"
-                self.partners.append(PartnerSaw(life.order_id, version, topic, message_id, tries, 1))
-            if tries > 1 and topic in STORE and topic != "restock":
+                amount = life.units * 10 if topic in ("payment", "refund") else 0
+                number = f"ref_{version}" if topic == "refund" else ""
+                self.partners.append(PartnerSaw(life.order_id, version, topic, message_id, tries, 1, amount, number))
+            if topic in VIRTUAL:
+                then = VIRTUAL[topic][random.random() < 0.25]
+                self.soon(lambda: self.move(life, then), 300)
+            if topic == "allocate":
+                self.move(life, "allocated" if outcome == "allocated" else "too_late")
+            if tries > 1 and topic in ("release", "settle"):
                 outcome = "nothing"  # the first attempt did it, and its answer was lost
 
             def told() -> None:
@@ -389,12 +457,24 @@ class Sale:
         ]  # fmt: skip
         readings = [
             ShardReading(
-                n, dict(s.left), dict(s.allocation), dict(s.held), dict(s.sold), s.seq, len(s.requests), len(s.holds)
+                n,
+                dict(s.left),
+                dict(s.allocation),
+                dict(s.held),
+                dict(s.sold),
+                s.seq,
+                len(s.requests),
+                len(s.holds),
+                hold_ids=sorted(s.holds),
             )
             for n, s in enumerate(self.shards)
         ]
-        campaign = CampaignFacts("sale", self.opening, self.moves, LIMITS, "goods", self.spread, LEASE_MS)
+        campaign = CampaignFacts(
+            "sale", self.opening, self.moves, LIMITS, self.flow.order_type, self.spread, LEASE_MS, True
+        )
+        moves = [FlowMove(s.state, s.action, s.to, s.messages) for s in self.flow.steps]
+        flow = FlowFacts(self.flow.first, self.flow.ends, moves, ("payment",))
         return Final(
-            campaign, FLOW, orders, readings, self.dead, self.payments, self.refunds, [], [], self.deliveries,
-            self.partners,
+            campaign, flow, orders, readings, self.dead, self.payments, self.refunds, [], [], self.deliveries,
+            self.partners, self.reports,
         )  # fmt: skip

@@ -7,7 +7,15 @@ from msgspec.structs import replace
 
 from loadtest.history import Fail, Fault, Healed, Invoke, Ok, Operation, Unknown
 from loadtest.history_check import Bounds, Verdict, check
-from loadtest.history_final import DeadLetter, Delivery, LimitsOf, Message, Move, OrderFacts, PartnerSaw
+from loadtest.history_final import (
+    DeadLetter,
+    Delivery,
+    LimitsOf,
+    Message,
+    Move,
+    OrderFacts,
+    PartnerSaw,
+)
 from tests.unit.history_simulator import Sale
 
 SECOND = 1_000_000_000
@@ -17,8 +25,8 @@ STRICT = Bounds(refusal_ms=400, fault_refusal_ms=500, heal_s=1.0)
 class Run:
     """A right run, to be spoiled; `guilty` is the operation or order that the verdict has to name."""
 
-    def __init__(self, seed: int = 4) -> None:
-        self.history, self.final = Sale(seed).play()
+    def __init__(self, seed: int = 4, order_type: str = "goods") -> None:
+        self.history, self.final = Sale(seed, order_type=order_type).play()
         self.bounds = STRICT
 
     def verdict(self) -> Verdict:
@@ -74,7 +82,9 @@ def sell_before_the_restock(run: Run) -> set[object]:
 
 def sell_before_the_return(run: Run) -> set[object]:
     """What came back, and was sold again, is said to have come back an hour later."""
-    run.put(campaign=replace(run.final.campaign, limits=LimitsOf()))  # which such a run exceeds as well
+    run.put(
+        campaign=replace(run.final.campaign, limits=LimitsOf(), limits_kept=False)
+    )  # which such a run exceeds as well
     hour_ns = 3_600 * SECOND
     late: set[str] = set()
     for order in run.final.orders:
@@ -360,14 +370,45 @@ def leave_the_intake(run: Run) -> set[object]:
 SPOILED: list[tuple[int, Spoil]] = [
     (1, sell_before_the_restock),
     (1, sell_before_the_return),
-    (2, lose_an_order), (2, store_an_order_twice), (2, keep_and_set_aside), (2, leave_a_gap),
-    (2, give_one_number_twice), (3, forget_the_attempts), (3, alter_the_buyer), (3, take_what_was_refused),
-    (4, refuse_after_a_yes), (4, say_reused_for_the_same_body), (4, say_closed_for_another_body),
-    (4, accept_another_body), (4, replay_unmarked), (4, share_an_order), (4, say_reused_of_a_new_key),
-    (5, lose_a_unit_in_the_store), (5, sell_a_hold_of_nobody), (5, allocate_more_than_was_said), (5, keep_a_hold),
-    (6, limit_less(buyer=1)), (6, limit_less(buyer_sku=1)), (6, limit_less(ip=1)), (6, limit_less(device=1)),
-    (7, deny_what_is_there), (7, leave_units_unsold), (8, skip_a_version), (8, leave_the_flow), (8, end_elsewhere),
-    (9, let_two_win), (9, find_no_hold), (9, forget_a_cancel), (10, drop_a_message), (10, give_a_message_up),
-    (10, act_twice), (10, come_under_two_ids), (10, never_come), (11, refuse_slowly),
-    (11, refuse_too_slowly_in_a_fault), (12, stay_ill), (12, leave_a_message), (12, leave_the_intake),
+    (2, lose_an_order),
+    (2, store_an_order_twice),
+    (2, keep_and_set_aside),
+    (2, leave_a_gap),
+    (2, give_one_number_twice),
+    (3, forget_the_attempts),
+    (3, alter_the_buyer),
+    (3, take_what_was_refused),
+    (4, refuse_after_a_yes),
+    (4, say_reused_for_the_same_body),
+    (4, say_closed_for_another_body),
+    (4, accept_another_body),
+    (4, replay_unmarked),
+    (4, share_an_order),
+    (4, say_reused_of_a_new_key),
+    (5, lose_a_unit_in_the_store),
+    (5, sell_a_hold_of_nobody),
+    (5, allocate_more_than_was_said),
+    (5, keep_a_hold),
+    (6, limit_less(buyer=1)),
+    (6, limit_less(buyer_sku=1)),
+    (6, limit_less(ip=1)),
+    (6, limit_less(device=1)),
+    (7, deny_what_is_there),
+    (7, leave_units_unsold),
+    (8, skip_a_version),
+    (8, leave_the_flow),
+    (8, end_elsewhere),
+    (9, let_two_win),
+    (9, find_no_hold),
+    (9, forget_a_cancel),
+    (10, drop_a_message),
+    (10, give_a_message_up),
+    (10, act_twice),
+    (10, come_under_two_ids),
+    (10, never_come),
+    (11, refuse_slowly),
+    (11, refuse_too_slowly_in_a_fault),
+    (12, stay_ill),
+    (12, leave_a_message),
+    (12, leave_the_intake),
 ]  # fmt: skip

@@ -4,12 +4,19 @@ import re
 from pathlib import Path
 
 from core.settings import PREFIX, Settings
-from ops.documents import OPERATIONS, ROOT, operations
+from ops.documents import GUARANTEES, OPERATIONS, ROOT, guarantees, operations
 
 
 def test_operations_tables_are_up_to_date() -> None:
     text = OPERATIONS.read_text("utf-8")
     assert text == operations(text), "run `make docs`"
+
+
+def test_guarantees_tables_are_up_to_date() -> None:
+    text = GUARANTEES.read_text("utf-8")
+    assert text == guarantees(text), "run `make docs`"
+    begin, end = "<!-- faults: made by `make docs` -->", "<!-- /faults -->"
+    assert "old figures" not in guarantees(f"{begin}\nold figures\n{end}")
 
 
 def test_operations_list_every_setting() -> None:

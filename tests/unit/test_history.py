@@ -11,6 +11,7 @@ from loadtest.history import (
     Fault,
     Healed,
     HistoryInvalid,
+    Mending,
     Ok,
     Recorder,
     Unknown,
@@ -28,6 +29,7 @@ def record(path: Path) -> None:
         recorder.fail(second, 409, "sold_out", "a", at_ns=130)
         third = recorder.act("cancel", "o1")
         recorder.unknown(third, 503, "store_unavailable")
+        recorder.mending("store_kill")
         recorder.healed("store_kill")
         recorder.act("restock", sku="a", units=5, move_id="m1")
 
@@ -44,7 +46,7 @@ def test_recorded_events_come_back(tmp_path: Path) -> None:
     assert isinstance(third.answer, Unknown)
     assert (third.ask.op, third.ask.order_id, third.result) == ("cancel", "o1", "unknown")
     assert (fourth.answer, fourth.result, fourth.ask.move_id) == (None, "unknown", "m1")
-    assert [(type(f), f.name) for f in history.faults] == [(Fault, "store_kill"), (Healed, "store_kill")]
+    assert [(type(f), f.name) for f in history.faults] == [(kind, "store_kill") for kind in (Fault, Mending, Healed)]
     now = history.header
     assert history.mono_ns(now.started_wall_ns + 5) == now.started_mono_ns + 5
 

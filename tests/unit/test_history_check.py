@@ -7,11 +7,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from loadtest.history import Fail, Fault, Ok, Unknown
+from loadtest.history import Fail, Fault, Healed, Mending, Ok, Unknown
 from loadtest.history_check import Verdict, check
-from loadtest.history_final import read_final, write_final
+from loadtest.history_final import RefundFacts, read_final, write_final
+from ops.check_display import lines
 from tests.unit.history_simulator import MS, Sale
 from tests.unit.history_spoilers import SECOND, SPOILED, Run, Spoil
+from tests.unit.history_spoilers_more import SPOILED_FLOWS, SPOILED_MORE
 
 
 def named(verdict: Verdict) -> set[object]:
@@ -32,7 +34,7 @@ def test_right_run_is_judged_clean() -> None:
     assert verdict.stats.heals[0].seconds is not None
 
 
-@pytest.mark.parametrize(("invariant", "spoil"), SPOILED, ids=lambda x: getattr(x, "__name__", x))
+@pytest.mark.parametrize(("invariant", "spoil"), [*SPOILED, *SPOILED_MORE], ids=lambda x: getattr(x, "__name__", x))
 def test_wrong_run_is_called_wrong_in_just_that(invariant: int, spoil: Spoil) -> None:
     run = Run()
     guilty = spoil(run)
@@ -41,6 +43,34 @@ def test_wrong_run_is_called_wrong_in_just_that(invariant: int, spoil: Spoil) ->
     assert guilty <= named(verdict)
     if invariant in (1, 4, 6):
         assert all(v.operations for v in verdict.violations)  # a set of operations, not only words
+
+
+@pytest.mark.parametrize(
+    ("order_type", "invariant", "spoil"), SPOILED_FLOWS, ids=lambda x: getattr(x, "__name__", str(x))
+)
+def test_wrong_run_of_another_order_type_is_called_wrong(order_type: str, invariant: int, spoil: Spoil) -> None:
+    run = Run(order_type=order_type)
+    assert run.verdict().violations == []
+    guilty = spoil(run)
+    verdict = run.verdict()
+    assert set(verdict.stats.violations) == {invariant}, verdict.violations[:5]
+    assert guilty <= named(verdict)
+
+
+@pytest.mark.parametrize("order_type", ["virtual", "reserve_at_payment"])
+def test_right_run_of_another_order_type_comes_to_all_its_ends(order_type: str) -> None:
+    """Else its mutations would spoil nothing."""
+    run = Run(order_type=order_type)
+    assert run.verdict().violations == []
+    assert {o.state for o in run.final.orders} >= {"completed", "expired", "cancelled", "refunded"}
+    actions = {e.action for o in run.final.orders for e in o.events}
+    assert (
+        actions
+        >= {
+            "virtual": {"unprovisioned", "unbilled", "bill_failed", "provision_failed"},
+            "reserve_at_payment": {"allocated", "too_late"},
+        }[order_type]
+    )
 
 
 def test_smallest_set_of_an_exceeded_limit_is_as_small_as_can_be() -> None:
@@ -105,18 +135,73 @@ def test_fault_right_after_a_fault_leaves_no_time_to_heal() -> None:
     assert run.verdict().violations == []
 
 
+def healed_at(run: Run, *faults: Fault | Mending | Healed) -> list[tuple[str, float | None]]:
+    run.history.faults = list(faults)
+    return [(h.name, h.seconds) for h in run.verdict().stats.heals]
+
+
+def test_time_to_heal_begins_with_the_mending_of_the_last_fault() -> None:
+    """What starts again is down until it has started: a clock that waited for that would flatter."""
+    run = Run()
+    run.bounds = replace(run.bounds, heal_s=100.0)
+    operation = next(
+        op for op in reversed(run.history.operations) if op.ask.op == "order" and isinstance(op.answer, Ok)
+    )
+    assert operation.answer is not None
+    asked, answered = operation.ask.at_ns, operation.answer.at_ns + 10 * SECOND
+    run.history.operations = [operation]
+    operation.answer.at_ns = answered
+
+    def at(second: float) -> int:
+        return answered - int(second * SECOND)
+
+    first, last = Fault(at(9), "first"), Fault(at(8), "last")
+    assert healed_at(run, first, Mending(at(7), "first"), Healed(at(1), "first")) == [("first", 7.0)]
+    assert healed_at(run, first, Healed(at(1), "first")) == [("first", 1.0)]
+    # While another one lasts nobody is to blame that nothing is healed.
+    assert healed_at(run, first, last, Mending(at(7), "last"), Healed(at(5), "first"), Healed(at(2), "last")) == [
+        ("last", 5.0)
+    ]
+    assert healed_at(run, first, last, Mending(at(7), "last"), Mending(at(6), "first"), Healed(at(5), "last"),
+                     Healed(at(2), "first")) == [("first", 5.0)]  # fmt: skip
+    assert healed_at(run, first, Healed(answered + 1, "first")) == [("first", None)]
+    assert healed_at(run, first) == []  # it lasts
+    assert asked < at(9)
+
+
+def test_wrong_run_is_told_with_its_operations_and_the_story_of_its_order() -> None:
+    """What a person sees of a round that went wrong, and needs to find the reason."""
+    run = Run()
+    order = run.order("refunded")
+    operation = run.operation(order)
+    run.put(refunds=[*run.final.refunds, RefundFacts(order.order_id, "ref_99", 7, "approved")])
+    told = "\n".join(lines(run.verdict(), run.history, final=run.final))
+    assert "1 violation: 1 of invariant 9" in told
+    assert f"order {order.order_id}: {order.amount + 7} goes back, and {order.amount} was paid" in told
+    assert f"#{operation.ask.n} order of " in told
+    assert f"202 {order.order_id}" in told
+    for event in order.events:
+        assert f"v{event.version} {event.action} -> {event.to_state}" in told
+    assert "refund ref_99 approved: 7" in told
+    assert "no invariant is violated" in "\n".join(lines(Run().verdict(), Run().history))
+
+
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 1 << 30), spread=st.sampled_from([1, 2, 3]), stock=st.integers(6, 90), faults=st.booleans())
-def test_every_right_run_is_judged_clean(seed: int, spread: int, stock: int, faults: bool) -> None:
-    history, final = Sale(seed, 150, spread, faults, stock).play()
+@given(seed=st.integers(0, 1 << 30), spread=st.sampled_from([1, 2, 3]), stock=st.integers(6, 90), faults=st.booleans(),
+       order_type=st.sampled_from(["goods", "virtual", "reserve_at_payment"]))  # fmt: skip
+def test_every_right_run_is_judged_clean(seed: int, spread: int, stock: int, faults: bool, order_type: str) -> None:
+    spread = 1 if order_type == "reserve_at_payment" else spread
+    history, final = Sale(seed, 150, spread, faults, stock, order_type).play()
     assert check(history, final).violations == []
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 1 << 30), spoiled=st.sampled_from([s for s in SPOILED if s[0] not in (1, 6)]))
-def test_every_spoiled_run_is_caught(seed: int, spoiled: tuple[int, Spoil]) -> None:
+@given(seed=st.integers(0, 1 << 30),
+       spoiled=st.sampled_from([s for s in (*SPOILED, *SPOILED_MORE) if s[0] not in (1, 6)]),
+       order_type=st.sampled_from(["goods", "goods", "virtual", "reserve_at_payment"]))  # fmt: skip
+def test_every_spoiled_run_is_caught(seed: int, spoiled: tuple[int, Spoil], order_type: str) -> None:
     invariant, spoil = spoiled
-    run = Run(seed)
+    run = Run(seed, order_type)
     try:
         guilty = spoil(run)
     except StopIteration:  # this run has no such order

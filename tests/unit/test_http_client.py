@@ -143,3 +143,29 @@ async def test_nobody_at_the_address_is_no_answer() -> None:
     client = Client(Target.from_url("http://127.0.0.1:9", "x"), 2.0, 2.0)
     with pytest.raises(NoAnswer, match="no connection"):
         await client.post("/", {}, b"x")
+
+
+async def test_connections_of_a_burst_are_closed_when_one_is_used_after_they_rested_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.http.IDLE_S", 0.2)
+    closed: list[None] = []
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        while True:
+            try:
+                await read(reader)
+            except asyncio.IncompleteReadError:
+                closed.append(None)  # by the client: we would keep it for ever
+                return
+            await asyncio.sleep(0.05)  # all of a burst are under way at once
+            writer.write(OK)
+
+    async with served(talk) as client:
+        await asyncio.gather(*(client.post("/x", {}, b"{}") for _ in range(8)))
+
+        async def used() -> bool:
+            await client.post("/x", {}, b"{}")
+            return len(closed) == 7
+
+        await eventually(used, 10)

@@ -18,11 +18,13 @@ import pytest
 from core.signing import SignatureInvalid, Signer
 from loadtest.client import fetch
 from loadtest.exchange import Answer, Target
+from loadtest.history_final import PartnerReport, PartnerSaw
 from loadtest.partners import serve_partners
 from loadtest.partners_command import add_arguments, inherited, listen, options_from
 from loadtest.partners_options import Buyers, Conduct, PartnersOptions
 from loadtest.partners_signing import PartnerSigner
 from loadtest.partners_work import decide
+from ops.check_partners import partners_said, version_of
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of the tests, 32 bytes.").decode()
 OTHER_SECRET = "whsec_" + base64.b64encode(b"another one, of payment's only!!").decode()
@@ -575,3 +577,36 @@ async def test_bad_secrets_stop_the_server_before_it_serves(secrets: dict[str, l
         await serve_partners(
             PartnersOptions(gateway_url="http://127.0.0.1:1", channel_keys={"app": "k"}, secrets=secrets), sock
         )
+
+
+async def test_records_tell_each_message_and_report_by_its_id() -> None:
+    """What the history checker compares with the ledger."""
+    async with Gateway() as gateway, partners(gateway.url) as shop:
+        refund = {"amount": 6, "currency": "CNY", "refund_no": "ref_3"}
+        ids = [f"msg_{'0' * 32}_{version}_refund" for version in (3, 4)]
+        for message_id, data in (
+            (ids[0], refund),
+            (ids[0], refund),
+            (ids[0], refund | {"amount": 7}),
+            (ids[1], refund),
+        ):
+            await shop.send("payment", "refund", message_id=message_id, data=data)
+        await gateway.wait(2)
+        await settled(shop)
+        saws, reports = partners_said((await shop.call("GET", "/control/records")).body)
+        assert saws == [
+            PartnerSaw("o1", 3, "refund", ids[0], 3, 1, 6, "ref_3", 1),
+            PartnerSaw("o1", 4, "refund", ids[1], 1, 1, 6, "ref_3", 0),
+        ]
+        assert reports == [PartnerReport("o1", "payment", "refunded", "ref_3", 6, 2)]
+
+
+async def test_records_that_forgot_something_are_none() -> None:
+    async with Gateway() as gateway, partners(gateway.url, remember=2) as shop:
+        for n in range(3):
+            await shop.send("notification", "notify", f"o{n}")
+        assert partners_said((await shop.call("GET", "/control/records")).body) == (None, None)
+
+
+def test_version_of_a_foreign_id_is_none_of_ours() -> None:
+    assert [version_of(i) for i in ("msg_aa_12_bill", "msg_aa_x_bill", "o1", "")] == [12, 0, 0, 0]

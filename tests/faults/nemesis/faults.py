@@ -2,16 +2,23 @@
 
 import asyncio
 import contextlib
+import os
 import random
+import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, TypeAlias
 
 from redis.asyncio import Redis
 
+from ops.embedded import ServerProcess
+from ops.embedded_ledger import EmbeddedLedger
+from ops.embedded_store import EmbeddedStore
 from tests.faults.nemesis.load import Load
 from tests.faults.nemesis.stack import Stack
+
+mono_s = time.monotonic
 
 
 class Scene:
@@ -19,6 +26,7 @@ class Scene:
 
     def __init__(self, stack: Stack, load: Load, campaign: str, draw: random.Random) -> None:
         self.stack, self.load, self.campaign, self.draw = stack, load, campaign, draw
+        self.faults = 0  # that have begun
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @contextlib.asynccontextmanager
@@ -27,6 +35,7 @@ class Scene:
         async with contextlib.AsyncExitStack() as held:
             for part in sorted(touches):
                 await held.enter_async_context(self._locks[part])
+            self.faults += 1
             yield
 
     def redis(self) -> Any:  # redis-py's own types leave half of its commands untyped
@@ -40,22 +49,33 @@ class Skipped(Exception):
 
 class Fault(NamedTuple):
     """One class: `harm` is entered and left; `touches` are the parts that no other fault may touch meanwhile;
-    `missing` says what it would need and has not, "" if it can be made."""
+    `missing` says what it would need and has not, "" if it can be made; drawn rounds hold it for `hold_s` at least."""
 
     harm: Callable[[Scene], AbstractAsyncContextManager[None]]
     touches: tuple[str, ...]
     missing: str
+    hold_s: float = 0.0
+
+
+async def until(is_so: Callable[[], bool], longest_s: float) -> bool:
+    """Whether it became so in time."""
+    until_s = mono_s() + longest_s
+    so = is_so()
+    while not so and mono_s() < until_s:
+        await asyncio.sleep(0.02)
+        so = is_so()
+    return so
 
 
 FAULTS: dict[str, Fault] = {}
 Make: TypeAlias = Callable[[Scene], AsyncIterator[None]]
 
 
-def fault(*touches: str, missing: str = "") -> Callable[[Make], Make]:
+def fault(*touches: str, missing: str = "", hold_s: float = 0.0) -> Callable[[Make], Make]:
     """Known by its function's name. Faults that touch different parts may overlap."""
 
     def known(make: Make) -> Make:
-        FAULTS[make.__name__] = Fault(contextlib.asynccontextmanager(make), touches, missing)
+        FAULTS[make.__name__] = Fault(contextlib.asynccontextmanager(make), touches, missing, hold_s)
         return make
 
     return known
@@ -79,3 +99,27 @@ async def meanwhile(act: Callable[[], Awaitable[object]], every_s: float) -> Asy
     finally:
         stopping.set()
         await task
+
+
+@contextlib.contextmanager
+def launched_with(server: EmbeddedStore | EmbeddedLedger, extra: Mapping[str, str]) -> Iterator[None]:
+    """The server, and nothing else that is started meanwhile, is launched with this in its environment."""
+    plain = server._launch
+
+    def launch() -> ServerProcess:
+        before = {name: os.environ.get(name) for name in extra}
+        os.environ.update(extra)
+        try:
+            return plain()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+    server.__dict__["_launch"] = launch
+    try:
+        yield
+    finally:
+        del server.__dict__["_launch"]

@@ -57,7 +57,7 @@ async def intake_entry_twice(scene: Scene) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _conduct(scene: Scene, **conduct: Any) -> AsyncIterator[None]:
+async def conduct(scene: Scene, **conduct: Any) -> AsyncIterator[None]:
     client = Client(f"http://127.0.0.1:{scene.stack.parts['partners'].args[2]}")
 
     async def put(values: dict[str, Any]) -> None:
@@ -76,12 +76,12 @@ async def _conduct(scene: Scene, **conduct: Any) -> AsyncIterator[None]:
 @fault("partners")
 async def partners_bad(scene: Scene) -> AsyncIterator[None]:
     """Partners fail, answer late or not at all, and call back twice."""
-    async with _conduct(scene, failure=0.3, lost_answer=0.3, duplicate=0.6, latency_ms=50):
+    async with conduct(scene, failure=0.3, lost_answer=0.3, duplicate=0.6, latency_ms=50):
         yield
 
 
 @fault("partners")
 async def partners_away(scene: Scene) -> AsyncIterator[None]:
     """Every partner answers 503."""
-    async with _conduct(scene, away=True):
+    async with conduct(scene, away=True):
         yield

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator
 
-from tests.faults.nemesis.faults import Scene, fault
+from tests.faults.nemesis.faults import Scene, Skipped, fault
 from tests.faults.nemesis.proxy import Link, Trouble
 
 
@@ -13,11 +13,14 @@ def _drawn(scene: Scene) -> Link:
 
 @contextlib.asynccontextmanager
 async def _troubled(link: Link, trouble: Trouble, delay_s: float = 0.0) -> AsyncIterator[None]:
+    before = link.harmed
     link.set(trouble, delay_s)
     try:
         yield
     finally:
         link.set("none")
+    if link.harmed == before:
+        raise Skipped(f"nothing was on its way on {link.name}")
 
 
 @fault("network")
@@ -45,6 +48,20 @@ async def store_replies_lost(scene: Scene) -> AsyncIterator[None]:
 async def network_replies_lost(scene: Scene) -> AsyncIterator[None]:
     """Requests pass between two parts, replies are lost."""
     async with _troubled(_drawn(scene), "replies_lost"):
+        yield
+
+
+@fault("network")
+async def network_requests_lost(scene: Scene) -> AsyncIterator[None]:
+    """Requests are lost between two parts; replies to earlier ones still pass."""
+    async with _troubled(_drawn(scene), "requests_lost"):
+        yield
+
+
+@fault("network")
+async def callbacks_lost(scene: Scene) -> AsyncIterator[None]:
+    """The partners' callbacks reach the gateway and are carried out, its answers are lost."""
+    async with _troubled(scene.stack.links["partners-gateway"], "replies_lost"):
         yield
 
 

@@ -5,8 +5,11 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator
 
-from tests.faults.nemesis.faults import Scene, fault
-from tests.faults.nemesis.stack import Part
+from tests.faults.nemesis.faults import Scene, Skipped, fault, until
+from tests.faults.nemesis.stack import CLAIM_IDLE_MS, WORKERS, Part
+
+LONG_S = 10.0
+UP_S = 15.0
 
 
 @contextlib.asynccontextmanager
@@ -87,19 +90,59 @@ async def ledger_worker_kill_all(scene: Scene) -> AsyncIterator[None]:
         yield
 
 
-@fault("processes")
-async def ledger_worker_zombie(scene: Scene) -> AsyncIterator[None]:
-    """A ledger worker is stopped for so long that another one, a new one, claims its entries; then it goes on."""
+@contextlib.asynccontextmanager
+async def _zombie(scene: Scene, kind: str) -> AsyncIterator[None]:
+    """A worker is stopped, another one of its kind has come up and does its work; then the first one goes on."""
     stack = scene.stack
-    [zombie] = _one(scene, "ledger")
-    other = Part("ledger-heir", zombie.log.with_name("ledger-heir.log"), zombie.args, zombie.env)
+    [zombie] = _one(scene, kind)
+    name = f"{kind}-heir{len(stack.parts)}"
+    heir = Part(name, zombie.log.with_name(f"{name}.log"), zombie.args, zombie.env)
     zombie.send(signal.SIGSTOP)
-    other.start()
-    stack.parts["ledger-heir"] = other
     try:
+        heir.start()
+        stack.parts[name] = heir
+        is_up = await until(lambda: b"worker runs" in heir.log.read_bytes(), UP_S)
         yield
     finally:
         zombie.send(signal.SIGCONT)
+    if not is_up:
+        raise Skipped(f"the heir of a {kind} worker was not up after {UP_S} s")
+
+
+@fault("processes")
+async def ledger_worker_zombie(scene: Scene) -> AsyncIterator[None]:
+    """A ledger worker is stopped for so long that another one, a new one, claims its entries; then it goes on."""
+    async with _zombie(scene, "ledger"):
+        await asyncio.sleep(CLAIM_IDLE_MS / 1_000)
+        yield
+
+
+@fault("processes")
+async def expiry_zombie(scene: Scene) -> AsyncIterator[None]:
+    """The expiry worker is stopped in its work, another one does it, and the first one goes on with what it had."""
+    async with _zombie(scene, "expiry"):
+        yield
+
+
+@fault("processes")
+async def reconcile_zombie(scene: Scene) -> AsyncIterator[None]:
+    """The reconcile worker is stopped in a round, another one makes rounds, and the first one goes on with its own."""
+    async with _zombie(scene, "reconcile"):
+        yield
+
+
+@fault("processes", hold_s=LONG_S)
+async def gateway_stop_long(scene: Scene) -> AsyncIterator[None]:
+    """SIGSTOP of every gateway for 10 s: all their clients have given up when they go on."""
+    async with _stopped(scene.stack.of("gateway")):
+        yield
+
+
+@fault("processes", hold_s=LONG_S)
+async def worker_stop_long(scene: Scene) -> AsyncIterator[None]:
+    """SIGSTOP of all workers of one kind for 10 s, longer than a claim and than the time to pay."""
+    async with _stopped(scene.stack.of(scene.draw.choice(WORKERS))):
+        yield
 
 
 @fault("processes")

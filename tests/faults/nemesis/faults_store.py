@@ -9,12 +9,11 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from tests.faults.nemesis.faults import Scene, Skipped, fault, meanwhile
+from tests.faults.nemesis.faults import Scene, Skipped, fault, launched_with, meanwhile
 from tests.faults.nemesis.stack import STORE_TIMEOUT_S
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 NO_FAKETIME = "" if FAKETIME.exists() else "libfaketime is not installed"
-NOT_YET = "a store that comes back with less than it acknowledged needs the rebuild"
 BUSY_S = 3.0  # valkey calls a script busy, and may be asked to kill it, after busy-reply-threshold
 BUSY_SCRIPT = "local t = redis.call('TIME') local s = t[1] + 0 while true do t = redis.call('TIME') if t[1] - s > %d then break end end"  # noqa: E501
 
@@ -104,6 +103,23 @@ async def store_clients_killed(scene: Scene) -> AsyncIterator[None]:
 
 
 @fault("store")
+async def store_connections(scene: Scene) -> AsyncIterator[None]:
+    """Every connection that the store has is used up, ours are ended, and no new one is taken."""
+    async with scene.redis() as store:
+        before = (await store.config_get("maxclients"))["maxclients"]
+        await store.config_set("maxclients", 1)  # which is this one
+        try:
+            await store.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            async with scene.redis() as other:
+                with contextlib.suppress(RedisError):
+                    await other.ping()
+                    raise AssertionError("the store took another connection")
+            yield
+        finally:
+            await store.config_set("maxclients", before)
+
+
+@fault("store")
 async def store_busy(scene: Scene) -> AsyncIterator[None]:
     """A script that does not end keeps the store busy, until it is killed."""
     async with scene.redis() as one, scene.redis() as other:
@@ -133,7 +149,7 @@ async def store_out_of_memory(scene: Scene) -> AsyncIterator[None]:
 @fault("store")
 async def store_disk_full(scene: Scene) -> AsyncIterator[None]:
     """The disk of the append-only file is full; then there is room again."""
-    if not scene.stack.small_disk:
+    if scene.stack.store.dir not in scene.stack.small_disks:
         raise Skipped("the store is not on a small disk of its own: no right to mount a tmpfs")
     ballast = scene.stack.store.dir / "ballast"
     await asyncio.to_thread(fill, ballast)
@@ -156,12 +172,8 @@ async def store_clock(scene: Scene) -> AsyncIterator[None]:
     """The store is killed, comes back with a clock that is hours off, and later with the right one."""
     store = scene.stack.store
     await store.kill()
-    os.environ |= faked(scene.draw.choice(("+2h", "+25h", "-2h")))
-    try:
+    with launched_with(store, faked(scene.draw.choice(("+2h", "+25h", "-2h")))):
         await store.start()
-    finally:
-        for name in faked(""):
-            os.environ.pop(name, None)
     try:
         yield
     finally:
@@ -188,31 +200,3 @@ async def worker_clock(scene: Scene) -> AsyncIterator[None]:
         for part in parts:
             await part.end(signal.SIGKILL)
             part.start()
-
-
-@fault("store", missing=NOT_YET)
-async def store_emptied(scene: Scene) -> AsyncIterator[None]:
-    """The store comes back empty."""
-    raise Skipped(NOT_YET)
-    yield
-
-
-@fault("store", missing=NOT_YET)
-async def store_older_file(scene: Scene) -> AsyncIterator[None]:
-    """The store comes back with an older append-only file."""
-    raise Skipped(NOT_YET)
-    yield
-
-
-@fault("store", missing=NOT_YET)
-async def store_cut_file(scene: Scene) -> AsyncIterator[None]:
-    """The store comes back with an append-only file whose tail is cut."""
-    raise Skipped(NOT_YET)
-    yield
-
-
-@fault("store", missing="the level `replicated` is not in the stack of the nemesis")
-async def store_failover(scene: Scene) -> AsyncIterator[None]:
-    """A replica takes over at level `replicated`, and the old primary comes back."""
-    raise Skipped("no replica")
-    yield

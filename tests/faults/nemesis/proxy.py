@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from typing import Literal
 
-Trouble = Literal["none", "cut", "delay", "replies_lost", "half_open"]
+Trouble = Literal["none", "cut", "delay", "replies_lost", "requests_lost", "half_open"]
 BACKLOG = 1_024
 PENDING_BYTES = 1 << 22  # of one direction that waits; beyond it the sender is kept from sending
 
@@ -16,6 +16,7 @@ class Link:
         self.name = name
         self.target = target
         self.trouble: Trouble = "none"
+        self.harmed = 0  # connections that were reset, and pieces that were lost or late
         self.delay_s = 0.0
         self.port = 0
         self.keeps_open = False  # what the far side ends stays open for the near side, which has read all there was
@@ -43,10 +44,15 @@ class Link:
         """From now on so. What passed half is not put together again: a connection that lost replies is cut at the end
         of that trouble; one that was half open stays dead until somebody closes it."""
         before, self.trouble, self.delay_s = self.trouble, trouble, delay_s
-        if trouble == "cut" or before == "replies_lost":
+        if trouble == "cut" or before in ("replies_lost", "requests_lost"):
             self.abort_all()
         for pair in self.pairs if trouble == "half_open" else ():
             pair.dead = True
+
+    def turn_to(self, target: tuple[str, int] | str) -> None:
+        """It leads elsewhere from now on; connections to where it led are reset."""
+        self.target = target
+        self.abort_all()
 
     def abort_all(self) -> None:
         """Every connection is reset."""
@@ -86,6 +92,7 @@ class _Pair:
         self.near.other, self.far.other = self.far, self.near
 
     def abort(self) -> None:
+        self.link.harmed += self.link.trouble == "cut"
         self.link.pairs.discard(self)
         for half in (self.near, self.far):
             half.closed = True
@@ -117,7 +124,9 @@ class _Half(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         link = self.pair.link
-        if self.pair.dead or (link.trouble == "replies_lost" and not self.is_near):
+        lost: Trouble = "requests_lost" if self.is_near else "replies_lost"
+        link.harmed += self.pair.dead or link.trouble in (lost, "delay")
+        if self.pair.dead or link.trouble == lost:
             return
         self.other.waiting.append(data)
         if link.delay_s:

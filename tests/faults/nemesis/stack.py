@@ -18,22 +18,25 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from msgspec import Struct
+from redis.asyncio import Redis
 
 from core.ledger.migrate import migrate
 from core.settings import Settings
 from ops.check_facts import Collector, Standing
 from ops.desk import Desk, connect_ledger, open_desk
 from ops.embedded_ledger import EmbeddedLedger
-from ops.embedded_store import FREE_PORTS, EmbeddedStore, port_is_free
+from ops.embedded_store import EmbeddedStore
 from ops.processes import SHIM
 from tests.e2e.support import environment
+from tests.faults.nemesis.ports import free_port, let_go
 from tests.faults.nemesis.proxy import Link
+from tests.faults.nemesis.small_disk import mounted, onto_small_disk, unmounted
 
 ADMIN = "nemesis-admin-token-0"
 CHANNELS = {"app": "nemesis-app-key-00000", "web": "nemesis-web-key-00000"}
 SECRET = "whsec_" + base64.b64encode(b"nemesis-secret-00000000000000000000").decode()
 STORE_TIMEOUT_S, LEDGER_TIMEOUT_S, CLAIM_IDLE_MS = 1.0, 3.0, 800
-READY_S = 30.0
+READY_S = 60.0  # a machine busy with several rounds needs half of it
 STOP_S = 15.0
 STILL_S = 1.5
 SMALL_DISK = "64m"
@@ -105,37 +108,48 @@ class Part:
 class Stack:
     """One data directory with all that runs on it. `start`, then `stop`, whatever happens in between."""
 
-    def __init__(self, shape: Shape, draw: random.Random, small_disk: bool = False) -> None:
-        """`small_disk`: the store is on a tmpfs of SMALL_DISK, where this may be mounted."""
+    def __init__(self, shape: Shape, draw: random.Random, small_disk: bool = False, replicated: bool = False) -> None:
+        """`small_disk`: the store is on a tmpfs of SMALL_DISK, where this may be mounted. `replicated`: the level,
+        and a replica that follows the store by the link `line`."""
         self.shape = shape
         self.small_disk = small_disk
         self.folder = Path(tempfile.mkdtemp(prefix="rushgate-nemesis-"))
         self._ports = draw
+        self.replicated = replicated
+        self.small_ledger = False  # set before `start`: the ledger's data are put on one, where it can be mounted
         self.store = EmbeddedStore(self.folder, port=free_port(draw))
+        self.replica: EmbeddedStore | None = None
+        self.line: Link | None = None
         self.ledger = EmbeddedLedger(self.folder)
         self.parts: dict[str, Part] = {}
         self.links: dict[str, Link] = {}
         self.gateway_ports: list[int] = []
         self.desk: Desk | None = None
         self.settings = Settings()
+        self.small_disks: list[Path] = []  # mounted; a failover moves the store to another folder
+        self.partners_said = b""  # their records, read right before they are ended
         self._undo = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
         """Everything runs and every gateway is ready. Raises StackBroken."""
         if self.small_disk:
             self.store.dir.mkdir(mode=0o700)
-            mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(self.store.dir)]
-            done = await asyncio.to_thread(subprocess.run, mount, capture_output=True, check=False)
-            self.small_disk = done.returncode == 0
+            self.small_disks += [self.store.dir] if await mounted(self.store.dir, SMALL_DISK) else []
         store_url, dsn = await asyncio.gather(self.store.start(), self.ledger.start())
+        if self.small_ledger:
+            self.small_disks += [self.ledger.dir] if await onto_small_disk(self.ledger) else []
         connection = await connect_ledger(Settings(ledger_dsn=dsn))
         await migrate(connection)
         await connection.close()
         shape = self.shape
+        if self.replicated:
+            self.line = Link("store-replica", self._store_place())
+            await self.line.start()
+            self.replica = self._follower("store-b", free_port(self._ports))
+            await self.replica.start()
         self.settings = Settings(store_url=store_url, ledger_dsn=dsn, partners_url="http://partners")
         self.desk = await self._undo.enter_async_context(open_desk(self.settings))
-        parts = urlsplit(store_url)
-        store = (str(parts.hostname), int(parts.port or 0))
+        store = self._store_place()
         socket_path = str(self.ledger._socket_dir() / ".s.PGSQL.5432")
         for who in ("gateway", "worker"):
             await self._link(f"{who}-store", store)
@@ -151,7 +165,8 @@ class Stack:
         for kind in WORKERS:
             for n in range(getattr(shape, kind)):
                 self._part(f"{kind}-{n}", ["worker", kind], self._env("worker"))
-        gateway = f"http://127.0.0.1:{self.links['client-gateway-0'].port}"
+        await self._link("partners-gateway", ("127.0.0.1", self.gateway_ports[0]))
+        gateway = f"http://127.0.0.1:{self.links['partners-gateway'].port}"
         flags = "--pay 0.6 --cancel 0.15 --ignore 0.15 --pay-late 0.1 --think-ms 300 --late-ms 300 --step-ms 50"
         flags += " --failure 0.01 --lost-answer 0.01 --duplicate 0.05"
         args = ["partners", "--port", str(partners_port), "--gateway", gateway, *flags.split()]
@@ -167,30 +182,56 @@ class Stack:
             for part in self.parts.values():
                 part.send(signal.SIGCONT)
             await asyncio.gather(*(part.end(signal.SIGKILL) for part in self.parts.values()))
-            for link in self.links.values():
+            for link in [*self.links.values(), *([self.line] if self.line else [])]:
                 await link.stop()
             await self._undo.aclose()
         finally:
-            await self.store.stop()
+            for store in (self.replica, self.store):
+                if store is not None:
+                    await store.stop()
             await self.ledger.stop()
-            if self.small_disk:
-                await asyncio.to_thread(subprocess.run, ["umount", str(self.store.dir)], check=False)
+            for path in self.small_disks:
+                await unmounted(path)
             await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+            let_go()
+
+    async def promote(self) -> None:
+        """The replica is a primary of its own; the old one, if it lives, does not know. No link leads to it yet."""
+        assert self.replica is not None
+        async with Redis.from_url(self.replica.url, socket_timeout=10) as store:
+            await store.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
+        self.replica._primary, self.replica._extra_config = None, ()  # it stays a primary when it is started again
+        self.store, self.replica = self.replica, self.store
+        self.settings = self.settings.with_values(store_url=self.store.url)
+        self.desk = await self._undo.enter_async_context(open_desk(self.settings))
+
+    def lead(self, who: str) -> None:
+        """`gateway` or `worker`: these processes reach the primary of now."""
+        self.links[f"{who}-store"].turn_to(self._store_place())
+
+    async def rejoin(self) -> None:
+        """The old primary comes back as the replica of the new one; what only it had is gone."""
+        assert self.replica is not None
+        assert self.line is not None
+        await self.replica.kill()
+        self.line.set("none")
+        self.line.turn_to(self._store_place())
+        self.replica = self._follower(self.replica.dir.name, self.replica.port)
+        await self.replica.start()
 
     def of(self, kind: str) -> list[Part]:
         """The processes of a kind."""
         return [part for name, part in self.parts.items() if name.rpartition("-")[0] == kind]
 
     async def ready(self) -> None:
-        """Every gateway says that it takes orders. Raises StackBroken."""
+        """Every gateway says that it takes orders, and the partners answer. Raises StackBroken."""
         loop = asyncio.get_running_loop()
-        for n, port in enumerate(self.gateway_ports):
-            until_s = loop.time() + READY_S
-            while (await asyncio.to_thread(answer, port, "/readyz"))[0] != 200:
-                if loop.time() > until_s or self.parts[f"gateway-{n}"].died():
-                    raise StackBroken(
-                        f"gateway-{n} is not ready:\n{self.parts[f'gateway-{n}'].log.read_text()[-2_000:]}"
-                    )
+        asked = [(f"gateway-{n}", port, "/readyz") for n, port in enumerate(self.gateway_ports)]
+        for name, port, path in [*asked, ("partners", self.partners_port, "/control")]:
+            until_s, part = loop.time() + READY_S, self.parts[name]
+            while (await asyncio.to_thread(answer, port, path))[0] != 200:
+                if loop.time() > until_s or part.died():
+                    raise StackBroken(f"{name} is not ready:\n{part.log.read_text()[-2_000:]}")
                 await asyncio.sleep(0.05)
 
     def broken(self) -> list[str]:
@@ -209,9 +250,14 @@ class Stack:
         assert self.desk is not None
         return Collector(self.desk, campaign, self.settings.shards)
 
+    @property
+    def partners_port(self) -> int:
+        """Past all proxies."""
+        return int(self.parts["partners"].args[2])
+
     async def pending_callbacks(self) -> int:
         """Callbacks that partners still have to make."""
-        _, body = await asyncio.to_thread(answer, int(self.parts["partners"].args[2]), "/control")
+        _, body = await asyncio.to_thread(answer, self.partners_port, "/control")
         return int(json.loads(body)["pending_callbacks"]) if body else -1
 
     async def drained(self, campaign: str, timeout_s: float) -> bool:
@@ -226,6 +272,7 @@ class Stack:
             if any(waits) or now != before:
                 since_s = loop.time()
             elif loop.time() - since_s > STILL_S or now[1] == 0:
+                _, self.partners_said = await asyncio.to_thread(answer, self.partners_port, "/control/records")
                 await self.parts["partners"].end()
                 return True
             before = now
@@ -234,6 +281,15 @@ class Stack:
 
     def _part(self, name: str, args: list[str], env: Mapping[str, str]) -> None:
         self.parts[name] = Part(name, self.folder / "log" / f"{name}.log", args, env)
+
+    def _follower(self, name: str, port: int) -> EmbeddedStore:
+        """A store that follows the primary of now by `line`."""
+        assert self.line is not None
+        follow = [f"replicaof 127.0.0.1 {self.line.port}"]
+        return EmbeddedStore(self.folder, name=name, port=port, replica_of=self.store, extra_config=follow)
+
+    def _store_place(self) -> tuple[str, int]:
+        return "127.0.0.1", self.store.port
 
     async def _link(self, name: str, target: tuple[str, int] | str) -> None:
         self.links[name] = Link(name, target)
@@ -256,15 +312,7 @@ class Stack:
             "RUSHGATE_LEDGER_TIMEOUT_S": str(LEDGER_TIMEOUT_S),
             "RUSHGATE_CLAIM_IDLE_MS": str(CLAIM_IDLE_MS),
             "RUSHGATE_RECONCILE_EVERY_S": "1",
-        }
-
-
-def free_port(draw: random.Random) -> int:
-    """A port of 127.0.0.1 below those of outgoing connections, so that a restart finds it free."""
-    while True:
-        port = draw.choice(FREE_PORTS)
-        if port_is_free(port):
-            return port
+        } | ({"RUSHGATE_DURABILITY": "replicated", "RUSHGATE_REPLICA_WAIT_MS": "200"} if self.replicated else {})
 
 
 def answer(port: int, path: str) -> tuple[int, bytes]:
