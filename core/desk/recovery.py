@@ -16,7 +16,7 @@ from core.desk.campaigns import Campaign, CampaignDesk
 from core.desk.heads import Head, idle, over, ping, read_heads, read_store
 from core.desk.rebuild import Rebuilder
 from core.desk.rebuilt import Rebuilt, sound
-from core.errors import CampaignLost, LedgerUnavailable, Refused, StoreUnavailable
+from core.errors import CampaignLost, Fault, LedgerUnavailable, Refused, StoreUnavailable
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
 from lua.connection import SharedConnection
@@ -134,7 +134,9 @@ class Recovery:
         except Exception as exc:
             if isinstance(exc, StoreUnavailable):
                 await ping(self._store)
-            logger.exception("campaign cannot be mended", extra={"campaign": campaign})
+            # A stack trace tells of an error of ours only: a store that went away and is back is none.
+            facts = {"campaign": campaign, "why": f"{type(exc).__name__}: {exc}"}
+            logger.warning("campaign cannot be mended", extra=facts, exc_info=not isinstance(exc, Fault))
             self._put_off(campaign, -1, f"{type(exc).__name__}: {exc}")
 
     async def restore(self, campaign: str) -> str:
@@ -207,7 +209,8 @@ class Recovery:
             if isinstance(exc, StoreUnavailable):
                 await ping(self._store)
             why = f"it cannot be judged: {type(exc).__name__}: {exc}"
-            logger.exception("campaign cannot be judged", extra={"campaign": head.campaign})
+            facts = {"campaign": head.campaign, "why": f"{type(exc).__name__}: {exc}"}
+            logger.warning("campaign cannot be judged", extra=facts, exc_info=not isinstance(exc, Fault))
         if not why or await self._is_idle(head):  # somebody may be rebuilding it, and is not to be disturbed
             if why:
                 self.damaged.setdefault(head.campaign, why)

@@ -78,16 +78,24 @@ async def test_rebuild_asks_the_gateways_for_what_a_living_store_lost(site: Site
         2,
     )
     pressure.start()
-    async with site.working() as worker:
-        await site.healed(2, tuple(lost))
-        assert worker.recovery.rebuilt == 1
-    rows = await site.ledger.fetch("SELECT base, gap, missing FROM rebuilds")
-    assert [tuple(row) for row in rows] == [(16, 4, "13-16")]
-    assert await site.ledger.fetchval("SELECT min(seq) FROM orders WHERE epoch = 2") == 17
-    await pressure.stop()
-    await gateway.intake.stop()
-    await gateway.witness.stop()
-    await store.close()
+    try:
+        async with site.working() as worker:
+            await site.healed(2, tuple(lost))
+            assert worker.recovery.rebuilt == 1
+
+        async def told() -> bool:
+            return bool(await site.ledger.fetchval("SELECT sum(gap) = 4 FROM rebuilds"))
+
+        await eventually(told, 10)
+        [row] = await site.ledger.fetch("SELECT base, missing FROM rebuilds")
+        # On a busy machine the gateway may be heard only after the base was drawn: then the gap tells all the same.
+        assert tuple(row) in {(16, "13-16"), (12, "up to 16 told late")}
+        assert await site.ledger.fetchval("SELECT min(seq) FROM orders WHERE epoch = 2") == row["base"] + 1
+    finally:
+        await pressure.stop()
+        await gateway.intake.stop()
+        await gateway.witness.stop()
+        await store.close()
 
 
 async def test_units_are_not_moved_on_a_store_that_is_not_as_it_was(site: Site) -> None:
