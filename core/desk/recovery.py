@@ -135,9 +135,10 @@ class Recovery:
             if isinstance(exc, StoreUnavailable):
                 await ping(self._store)
             # A stack trace tells of an error of ours only: a store that went away and is back is none.
-            facts = {"campaign": campaign, "why": f"{type(exc).__name__}: {exc}"}
+            why = f"{type(exc).__name__}: {exc}"
+            facts = {"campaign": campaign, "why": why}
             logger.warning("campaign cannot be mended", extra=facts, exc_info=not isinstance(exc, Fault))
-            self._put_off(campaign, -1, f"{type(exc).__name__}: {exc}")
+            self._put_off(campaign, -1, why)
 
     async def restore(self, campaign: str) -> str:
         """A campaign that the store does not hold as the ledger has it is rebuilt, or set aside. Returns its state:
@@ -209,7 +210,7 @@ class Recovery:
             if isinstance(exc, StoreUnavailable):
                 await ping(self._store)
             why = f"it cannot be judged: {type(exc).__name__}: {exc}"
-            facts = {"campaign": head.campaign, "why": f"{type(exc).__name__}: {exc}"}
+            facts = {"campaign": head.campaign, "why": why}
             logger.warning("campaign cannot be judged", extra=facts, exc_info=not isinstance(exc, Fault))
         if not why or await self._is_idle(head):  # somebody may be rebuilding it, and is not to be disturbed
             if why:
