@@ -18,7 +18,8 @@ QUEUE = 4  # messages that are claimed and not yet settled, per place of the con
 LEASE_S = 60.0  # after so long another relay takes over
 LAST_ATTEMPT = 12  # about five minutes after the first
 LONGEST_S = 120.0  # between two attempts
-REFUSED_US = (401, 403, 404)  # more likely our secret or URL than this message: they open the breaker too
+# Not about this message: a wrong secret, URL or clock of ours (a signature that is too old), or a partner in a hurry.
+TRY_AGAIN = (401, 403, 404, 408, 425, 429)
 
 
 class Letter(NamedTuple):
@@ -117,11 +118,8 @@ class Destination:
             self.breaker.succeeded()
             return Verdict(letter, "done", f"answered {answer.status}", worked_ms)
         said = _said(answer)
-        if 400 <= answer.status < 500 and answer.status not in (408, 425, 429):
-            if answer.status in REFUSED_US:
-                self.breaker.failed()
-            else:
-                self.breaker.succeeded()  # it reads what it gets
+        if 400 <= answer.status < 500 and answer.status not in TRY_AGAIN:
+            self.breaker.succeeded()  # it reads what it gets
             return Verdict(letter, "dead", said)
         self.breaker.failed()
         return self._later(letter, said, answer.retry_after_s)

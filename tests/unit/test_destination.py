@@ -57,7 +57,7 @@ def answer(status: int, retry_after_s: float = 0.0) -> Answer:
         (301, "later", True), (500, "later", True), (503, "later", True),
         (408, "later", True), (425, "later", True), (429, "later", True),
         (400, "dead", False), (409, "dead", False), (422, "dead", False),
-        (401, "dead", True), (403, "dead", True), (404, "dead", True),
+        (401, "later", True), (403, "later", True), (404, "later", True),
     ],
 )  # fmt: skip
 async def test_status_decides(status: int, what: str, opens: bool) -> None:
