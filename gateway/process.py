@@ -20,7 +20,7 @@ from core.desk.orders import OrderDesk
 from core.desk.refunds import RefundDesk
 from core.errors import ConfigInvalid, Fault, LedgerUnavailable
 from core.ledger.deployment import claim_deployment
-from core.ledger.pool import open_pool
+from core.ledger.pool import close_pool, open_pool
 from core.settings import Settings
 from core.signing import Signer
 from gateway.access import Access
@@ -160,7 +160,7 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
         await watcher.stop()
         await lookup.stop()
         await store.close()
-        ledger.terminate()
+        await close_pool(ledger)
 
 
 def listen(host: str, port: int, reuse_port: bool) -> socket.socket:

@@ -12,7 +12,7 @@ import asyncpg
 from core.desk.audit import Auditor
 from core.desk.campaigns import CampaignDesk
 from core.errors import ConfigInvalid, LedgerUnavailable, StoreUnavailable
-from core.ledger.pool import Pool, open_pool
+from core.ledger.pool import Pool, close_pool, open_pool
 from core.settings import Settings
 from lua.connection import SharedConnection
 from lua.durability import Level
@@ -102,7 +102,7 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
         yield Desk(campaigns, Auditor(campaigns, store, ledger, settings.shards), store, ledger)
     finally:
         await store.close()
-        ledger.terminate()
+        await close_pool(ledger)
 
 
 async def connect_ledger(settings: Settings) -> asyncpg.Connection:

@@ -13,7 +13,7 @@ import uvloop
 from core.errors import ConfigInvalid, LedgerUnavailable
 from core.ledger.deployment import claim_deployment
 from core.ledger.migrate import require_current
-from core.ledger.pool import Pool, ask, open_pool
+from core.ledger.pool import Pool, ask, close_pool, open_pool
 from core.settings import Settings
 from lua.connection import SharedConnection, StoreConnection
 from lua.durability import Level
@@ -120,7 +120,7 @@ async def serve(settings: Settings, kind: str) -> None:
         logger.info("worker runs", extra={"worker": name})
         await worker.run()
     finally:
-        ledger.terminate()
+        await close_pool(ledger)
     logger.info("worker stopped", extra={"worker": name})
 
 

@@ -1,6 +1,7 @@
 """Connections to the ledger, each with its time limits, and the sorting of what goes wrong on them."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -32,6 +33,8 @@ AWAY = (
     asyncpg.PostgresSystemError,  # an I/O error of the server
 )
 
+CLOSE_S = 0.5  # of a graceful stop
+
 
 async def open_pool(dsn: str, name: str, timeout_s: float, size: int) -> Pool:
     """At most `size` connections, made when needed; `name` is shown by pg_stat_activity.
@@ -53,6 +56,16 @@ async def open_pool(dsn: str, name: str, timeout_s: float, size: int) -> Pool:
             "jit": "off",  # short statements: compiling them costs more than it saves
         },
     )
+
+
+async def close_pool(pool: Pool, within_s: float = CLOSE_S) -> None:
+    """No connection is open. What a cancelled task was giving back is given back first, as long as the ledger answers.
+
+    A connection torn away under it would leave an error that nobody awaits, and a stack trace in the log.
+    """
+    with contextlib.suppress(*AWAY, *RACES, asyncpg.PostgresError):
+        await asyncio.wait_for(pool.close(), within_s)
+    pool.terminate()
 
 
 async def ask(call: Callable[[], Awaitable[T]], attempts: int = 5, timeout_s: float | None = None) -> T:
