@@ -71,7 +71,7 @@ class Catalogue:
         Raises:
             CampaignUnknown, NotOpen: what the ledger says of a campaign that the store does not hold.
             CampaignLost: the ledger says that the store should hold it.
-        Recovering: it is being rebuilt.
+            Recovering: it is out of service until it is rebuilt.
             StoreUnavailable, LedgerUnavailable: nobody can tell now.
         """
         sale = self.sales.get(campaign)
@@ -122,7 +122,7 @@ class Catalogue:
         [epoch, version, config, state, deployment], life = replies
         if state == b"recovering":
             self.sales.pop(campaign, None)
-            raise Recovering(f"campaign {campaign} is being rebuilt")
+            raise Recovering(f"campaign {campaign} is out of service until it is rebuilt")
         if epoch is None or config is None:
             self.sales.pop(campaign, None)
             raise await self._why_absent(campaign)
@@ -148,7 +148,7 @@ class Catalogue:
         if row["state"] in ("draft", "opening"):
             return NotOpen(f"campaign {campaign} is defined and not opened yet")
         if row["state"] == "recovering":
-            return Recovering(f"campaign {campaign} is being rebuilt")
+            return Recovering(f"campaign {campaign} is out of service until it is rebuilt")
         return CampaignLost(f"the store does not hold campaign {campaign}, which the ledger calls {row['state']}")
 
     async def _fetch(self, shard: int, campaign: str) -> asyncpg.Record | None:

@@ -54,6 +54,11 @@ class Marks(NamedTuple):
     age_s: float
     memory: float
 
+    @classmethod
+    def of(cls, settings: Settings) -> "Marks":
+        """Those of a deployment."""
+        return cls(settings.intake_high_orders, settings.intake_max_age_s, settings.store_memory_high)
+
     def passed(self, load: Load, refusing: bool) -> list[str]:
         """What is above its mark, as words for people; while `refusing`, above its low one."""
         share, step = (LOW, MEMORY_STEP) if refusing else (1.0, 0.0)
@@ -97,7 +102,7 @@ class Pressure:
         self._store = store
         self._catalogue = catalogue
         self._intake = intake
-        self._marks = Marks(settings.intake_high_orders, settings.intake_max_age_s, settings.store_memory_high)
+        self._marks = Marks.of(settings)
         self._least_s = settings.retry_after_s
         self._before: Load | None = None
         self._rate = 0.0  # orders drained per second

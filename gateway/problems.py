@@ -40,7 +40,9 @@ CODES: dict[str, tuple[int, str]] = {
     "store_unavailable": (503, "The store cannot be used now: send the same request with the same key again"),
     "store_not_as_promised": (503, "The store is not set as this deployment promises"),
     "ledger_unavailable": (503, "The ledger cannot be used now: send the same request again"),
-    "recovering": (503, "The campaign is being rebuilt: send the same request with the same key again"),
+    "recovering": (
+        503, "The campaign is out of service until it is rebuilt: send the same request with the same key again",
+    ),
     "campaign_lost": (503, "The store does not hold the campaign: send the same request with the same key again"),
 }  # fmt: skip
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
-from core.errors import StoreUnavailable
+from core.errors import Recovering, StoreUnavailable
 from lua.connection import Command, LocalLevel, Reply, SharedConnection
 from lua.durability import Level
 
@@ -18,7 +18,9 @@ class StoreWatch:
         self._state: Literal["there", "away", "refusing"] = "there"
 
     def lost(self, exc: StoreUnavailable, refused: bool = False) -> None:
-        """No usable answer. `refused`: the store answers, and will not carry out a reservation."""
+        """No usable answer. `refused`: the store answers, and will not carry out a reservation. One that answers and is
+        not admitted refuses too: while it is not, every question beside the orders is answered."""
+        refused = refused or isinstance(exc, Recovering)
         state: Literal["away", "refusing"] = "refusing" if refused or self._state == "refusing" else "away"
         if state != self._state:
             self._state = state

@@ -202,8 +202,9 @@ def _pairs() -> Table:
 
 def _rates(report: RushReport) -> Table:
     table = _pairs()
-    table.add_row("accepted/s", Text(f"{report.accepted_per_s:,.0f}", "bold green"))
-    table.add_row("answered/s", f"{report.requests_per_s:,.0f}")
+    # Two spans: a few late 202s would say more of their buyers than of the gateway, so these end with 95 % of them.
+    table.add_row("accepted/s, first 95 %", Text(f"{report.accepted_per_s:,.0f}", "bold green"))
+    table.add_row("answered/s, to the last", f"{report.requests_per_s:,.0f}")
     table.add_row("first to last", f"{report.elapsed_s:,.2f} s")
     if report.orders != report.count(Outcome.ACCEPTED):
         # The 202 was lost on its way, and the repeat was answered as the replay it is.

@@ -232,6 +232,8 @@ def read_history(path: Path) -> History:
     """
     with path.open("rb") as file:
         first = file.readline(LINE_BYTES_MAX)
+        if not first:
+            raise HistoryInvalid(f"{path} is empty: no history was recorded in it")
         try:
             header = msgspec.json.decode(first, type=Header)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:

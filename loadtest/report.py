@@ -55,7 +55,7 @@ class RushReport(msgspec.Struct, frozen=True):
     outcomes: dict[str, int]
     orders: int  # keys that got a 202
     accepted_per_s: float  # the first 95 % of the 202s that are no replays / time from the first sending to them
-    requests_per_s: float
+    requests_per_s: float  # all answers / elapsed_s: another span, so it may be less than accepted_per_s
     late_ms: float  # how late the generator itself offered a request at most: its own fault, not the server's
     latency: Percentiles
     latency_accepted: Percentiles

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.desk.campaigns import Campaign
-from core.errors import ConfigInvalid, Invalid, Refused, StoreUnavailable
+from core.errors import CampaignLost, ConfigInvalid, Invalid, Refused, StoreUnavailable
 from core.flows import FLOWS
 from core.model import AuditReport, CampaignName, CampaignSpec, Restock, explain
 from core.settings import Settings
@@ -59,7 +59,10 @@ async def run(settings: Settings, args: argparse.Namespace) -> int:
     """Exit status 0, or 1 if an audit is not ok. Raises Fault."""
     async with open_desk(settings) as desk:
         if args.part == "audit":
-            report = await desk.auditor.audit(args.campaign)
+            try:
+                report = await desk.auditor.audit(args.campaign)
+            except CampaignLost as exc:
+                raise CampaignLost(out_of_service(args.campaign, settings)) from exc
             if args.json:
                 print(msgspec.json.encode(report).decode())
             else:
@@ -67,6 +70,20 @@ async def run(settings: Settings, args: argparse.Namespace) -> int:
             return 0 if report.ok else 1
         await _campaign(desk, args, settings.shards)
     return 0
+
+
+def out_of_service(campaign: str, settings: Settings) -> str:
+    """Why there is nothing to audit, and what to do."""
+    why = "the store does not hold it as the ledger has it"
+    return f"campaign {campaign} is out of service: {why}; {remedy(campaign, settings)}"
+
+
+def remedy(campaign: str, settings: Settings) -> str:
+    """How a campaign that the store lost comes back, as settings and workers are."""
+    by_hand = f"`rushgate rebuild {campaign}`"
+    if settings.recovery == "auto" and settings.reconcile_workers:
+        return f"a reconcile worker rebuilds it by itself; if that takes long: {by_hand}"
+    return f"it waits for {by_hand}"
 
 
 async def _campaign(desk: Desk, args: argparse.Namespace, shards: int) -> None:
@@ -197,7 +214,7 @@ def print_audit(report: AuditReport, console: Console) -> None:
         "over limit": report.over_limit,
         "in flight": report.in_flight,
         "dead letters": report.dead_lettered,
-        "lost by the store before a rebuild": report.gap,
+        "gap (lost by the store before a rebuild)": report.gap,
     }
     told = ", ".join(f"{name} {count:,}" for name, count in extra.items() if count)
     if told:

@@ -2,7 +2,9 @@
 
 import argparse
 import asyncio
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -40,28 +42,41 @@ def add_arguments(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0, or 1 if an invariant is violated. Raises Fault."""
-    try:
+    """Exit status 0, or 1 if an invariant is violated. Raises Fault; Invalid names the argument whose file cannot be
+    used."""
+    with _argument("HISTORY", args.history):
         history = read_history(args.history)
-        # Without partners their messages wait by design, so that what waits is not judged.
-        drained = True
-        if args.final is not None:
+    # Without partners their messages wait by design, so that what waits is not judged.
+    drained = True
+    if args.final is not None:
+        with _argument("--final", args.final):
             final = read_final(args.final)
-        else:
-            place = command_place(os.environ, args.data_dir)
-            drained = bool(place.settings.partners_url)
-            with place.explained():
-                final = asyncio.run(facts_of(place.settings, history.header.campaign))
-        if args.save_final is not None:
+    else:
+        place = command_place(os.environ, args.data_dir)
+        drained = bool(place.settings.partners_url)
+        with place.explained():
+            final = asyncio.run(facts_of(place.settings, history.header.campaign))
+    if args.save_final is not None:
+        with _argument("--save-final", args.save_final):
             write_final(args.save_final, final)
+    with _argument("HISTORY", args.history):
         verdict = check(history, final, Bounds(drained=drained, sells_out=args.sells_out, refusal_ms=args.refusal_ms))
-    except (OSError, HistoryInvalid, msgspec.ValidationError, msgspec.DecodeError, ValueError) as exc:
-        raise Invalid(str(exc)) from exc
     if args.json:
         print(msgspec.json.encode(verdict).decode())
     else:
         print("\n".join(lines(verdict, history, drained=drained, final=final)))
     return 1 if verdict.violations else 0
+
+
+@contextlib.contextmanager
+def _argument(name: str, path: Path) -> Iterator[None]:
+    """What is wrong with a file is told with the argument that names it. Raises Invalid."""
+    try:
+        yield
+    except OSError as exc:
+        raise Invalid(f"{path}: {exc.strerror or exc}", name) from exc
+    except ValueError as exc:  # HistoryInvalid, and what msgspec raises, are such
+        raise Invalid(str(exc) if isinstance(exc, HistoryInvalid) else f"{path}: {exc}", name) from exc
 
 
 async def facts_of(settings: Settings, campaign: str) -> Final:

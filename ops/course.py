@@ -47,6 +47,7 @@ class Standing(NamedTuple):
     on_sale: int  # units that a request could get now
     left: int  # units, with those that wait for a moment until they are on sale
     held: int  # units
+    waits: str = ""  # what the next crowd, or the end, waits for: in words
 
     def ended(self, flow: Flow) -> int:
         return sum(n for state, n in self.states.items() if state in flow.ends)
@@ -111,7 +112,7 @@ class Course:
 
         Raises: RushError; Fault if store, ledger or partners are away at the end of the time.
         """
-        began_s = time.monotonic()
+        began_s, waits = time.monotonic(), ""
         crowd: asyncio.Task[RushReport] | None = None
         try:
             while True:
@@ -119,12 +120,17 @@ class Course:
                 late = self.seconds >= within_s
                 try:
                     standing = await self.look()
-                    show(standing, self.seconds)
+                    show(standing._replace(waits=waits), self.seconds)
                     self.over = crowd is None and await self._is_the_end(standing)
                     if late or self.over:
                         return standing
                     units = standing.on_sale - self._wanted(standing)
-                    if crowd is None and units > 0 and await self._keeps_up(standing):
+                    waits = ""
+                    if crowd is None and units > 0:
+                        waits = await self._behind(standing)
+                    elif crowd is None and standing.over(self.flow):
+                        waits = "the partners' last callbacks; money that comes late opens an ended order again"
+                    if crowd is None and units > 0 and not waits:
                         crowd = asyncio.create_task(rush(self._crowd(units)))
                 except Fault:
                     if late:
@@ -187,12 +193,15 @@ class Course:
         state = msgspec.json.decode(answer.body)
         return Callbacks(state["pending_callbacks"], state["due_callbacks"])
 
-    async def _keeps_up(self, standing: Standing) -> bool:
-        return (
-            standing.states.get(self.flow.first, 0) < UNPAID_MAX
-            and (await self._callbacks()).due < DUE_MAX
-            and (await self.unsent()).waiting < WAITING_MAX
-        )
+    async def _behind(self, standing: Standing) -> str:
+        """What has to become less before the next crowd comes; '' = nothing."""
+        if (unpaid := standing.states.get(self.flow.first, 0)) >= UNPAID_MAX:
+            return f"{unpaid:,} orders to be paid or to expire"
+        if (due := (await self._callbacks()).due) >= DUE_MAX:
+            return f"{due:,} callbacks of the partners, late payments among them"
+        if (waiting := (await self.unsent()).waiting) >= WAITING_MAX:
+            return f"{waiting:,} messages in the outbox"
+        return ""
 
     def _wanted(self, standing: Standing) -> int:
         """Units on sale that orders without units in their hold may still take."""

@@ -50,10 +50,12 @@ class CourseDisplay:
         """Show `standing`, `seconds` after the rush."""
         if self._live is not None:
             # Below it an empty line: a `^C` that a terminal writes there moves nothing.
-            self._live.update(Group(Text(self.line(standing, seconds), no_wrap=True), Text()), refresh=True)
+            lines = (self.line(standing, seconds), _waits(standing))
+            self._live.update(Group(*(Text(line, no_wrap=True) for line in lines), Text()), refresh=True)
         elif seconds >= self._plain_at_s:
             self._plain_at_s = seconds + PLAIN_EVERY_S
-            self._console.print(self.line(standing, seconds), highlight=False, markup=False, soft_wrap=True)
+            line = self.line(standing, seconds) + _waits(standing)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def line(self, standing: Standing, seconds: float) -> str:
         """The standing in one line."""
@@ -61,6 +63,10 @@ class CourseDisplay:
             f"{seconds:6.1f} s  orders open {standing.open(self._flow):,}  ended {standing.ended(self._flow):,}"
             f"  units left {standing.left:,}  held {standing.held:,}"
         )
+
+
+def _waits(standing: Standing) -> str:
+    return f"  waits for {standing.waits}" if standing.waits else ""
 
 
 def still_open(standing: Standing, unsent: Unsent, flow: Flow) -> str:

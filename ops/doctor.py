@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -21,13 +21,17 @@ from core.errors import ConfigInvalid, Fault, SchemaMismatch
 from core.ledger.migrate import require_current
 from core.ledger.queries import query
 from core.settings import Settings
+from gateway.pressure import Load, Marks, memory_share
 from lua.connection import Command, SharedConnection, StoreConnection
 from lua.durability import Level
 from lua.keys import intake_key
 from lua.life import look as look_at_life
+from lua.scripts import Scripts
+from ops.campaign_commands import remedy
 from ops.desk import Place, command_place, connect_ledger
 from ops.outbox_watch import look
 from ops.stack import readyz
+from workers.alerts import LOST
 from workers.ledger import GROUP
 from workers.process import KINDS
 
@@ -36,7 +40,8 @@ Verdict = Literal["ok", "warning", "wrong"]
 PROBES = 200  # fsyncs, and round trips
 SLOW_FSYNC_MS = 5.0
 ALERTS = 20  # told at most
-REPAIRS_S = 86_400.0
+REBUILDS = 10  # likewise
+LATELY_S = 86_400.0
 SILENT_MS = 2_000  # longer than a living worker's wait for entries takes; it claims twice in claim_idle_ms besides
 SHUT_S = 10  # the recovery admits a store long before
 PACKAGES = ("asyncpg", "hiredis", "httptools", "msgspec", "redis", "starlette", "uvicorn", "uvloop")
@@ -124,11 +129,32 @@ async def _store(place: Place) -> list[Check]:
     settings = place.settings
     store = SharedConnection(settings.store_url, Level.of(settings), settings.store_timeout_s, "doctor")
     try:
-        return [*await _ask_store(settings, store), _workers(place, GROUP, await _consumers(settings, store))]
+        return [
+            *await _ask_store(settings, store),
+            await _backlog(settings, store),
+            _workers(place, GROUP, await _consumers(settings, store)),
+        ]
     except Fault as exc:
         return [Check("store", "wrong", exc.detail)]
     finally:
         await store.close()
+
+
+async def _backlog(settings: Settings, store: SharedConnection) -> Check:
+    """What waits for the ledger, against the marks beyond which gateways refuse orders. All shards: a gateway looks at
+    those that it sells on."""
+    [info] = await store.exchange([("INFO", "memory")])
+    memory = 0.0 if isinstance(info, RedisError) else memory_share(info)
+    load = Load(time.monotonic(), await Scripts(store).backlog(range(settings.shards)), memory)
+    marks = Marks.of(settings)
+    if passed := marks.passed(load, refusing=False):
+        words = f"new orders are refused with 503 `overloaded`: {'; '.join(passed)}; do enough ledger workers work?"
+        return Check("intake", "wrong", words)
+    if passed := marks.passed(load, refusing=True):
+        words = f"gateways that have begun to refuse orders go on until it is less: {'; '.join(passed)}"
+        return Check("intake", "warning", words)
+    waits = f"{load.orders:,} orders wait for the ledger, the oldest since {load.age_s:.0f} s"
+    return Check("intake", "ok", f"{waits if load.orders else 'no order waits for the ledger'}; no mark is near")
 
 
 async def _consumers(settings: Settings, store: StoreConnection) -> int:
@@ -192,7 +218,8 @@ async def _ledger(place: Place) -> list[Check]:
     try:
         checks = [await _ask_ledger(connection)]
         if checks[0].verdict == "ok":
-            checks += await _reconciled(connection)
+            checks += await _reconciled(connection, place.settings)
+            checks += await _rebuilds(connection)
             checks += await _outbox(connection, place.settings.partners_url)
         # These have no group in the intake; the ledger knows its connections by name.
         rows = await connection.fetch(query("list_processes"))
@@ -204,19 +231,39 @@ async def _ledger(place: Place) -> list[Check]:
         connection.terminate()
 
 
-async def _reconciled(connection: asyncpg.Connection) -> list[Check]:
+async def _reconciled(connection: asyncpg.Connection, settings: Settings) -> list[Check]:
     """What the reconcile workers have found, and what they have mended lately."""
     checks = []
     for row in await connection.fetch(query("open_alerts"), ALERTS):
-        since = row["first_at"].astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        since = _moment(row["first_at"])
         words = f"{row['kind']} in campaign {row['campaign']} since {since}, seen {row['seen']} times: {row['detail']}"
+        if row["kind"] == LOST:
+            words += f"; {remedy(row['campaign'], settings)}"
         checks.append(Check("alert", "wrong", words))
-    rows = await connection.fetch(query("count_repairs"), REPAIRS_S)
+    rows = await connection.fetch(query("count_repairs"), LATELY_S)
     if rows:
         each = ", ".join(f"{row['repairs']} {row['what']}" for row in rows)
         words = f"orders mended in the last 24 h: {each}; the table `repairs` says why"
         checks.append(Check("repairs", "warning", words))
     return checks or [Check("alerts", "ok", "none stands; no order was mended in the last 24 h")]
+
+
+async def _rebuilds(connection: asyncpg.Connection) -> list[Check]:
+    """What was rebuilt lately, by whomever, and which orders the store had lost by then."""
+    checks = []
+    for row in await connection.fetch(query("recent_rebuilds"), LATELY_S, REBUILDS):
+        began = f"campaign {row['campaign']}, {_moment(row['at'])}, epoch {row['epoch']}: "
+        words = "not done: it was set aside or broken off, or is under way"
+        if row["done"]:
+            gap = f"gap of {row['gap']:,} orders that the store lost, the numbers of {row['missing']}"
+            words = f"{row['orders']:,} orders, {gap if row['gap'] else 'no gap'}"
+        sound = row["done"] and not row["gap"]
+        checks.append(Check("rebuild", "ok" if sound else "warning", f"{began}{words}; why: {row['why']}"))
+    return checks or [Check("rebuilds", "ok", "none in the last 24 h")]
+
+
+def _moment(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 async def _outbox(connection: asyncpg.Connection, partners_url: str) -> list[Check]:

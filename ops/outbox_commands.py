@@ -173,7 +173,7 @@ async def _replay(desk: Desk, letter: asyncpg.Record) -> str:
         return "the store has no hold of it any more"
     [epoch] = await _tell(desk, "HGET", keys.meta, "epoch")
     if epoch is None:
-        return f"campaign {campaign} is being rebuilt"
+        return f"campaign {campaign} is out of service until it is rebuilt"
     key = (letter["shard"], letter["entry_id"], letter["place"])
     if not await ask(lambda: desk.ledger.fetchrow(query("replay_dead_letter"), *key)):
         return "somebody gave it up just now"

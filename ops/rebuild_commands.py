@@ -61,10 +61,12 @@ def print_rebuilt(found: Rebuilt, planned: bool, console: Console) -> None:
             table.add_row(sku, when, *(f"{n:,}" for n in numbers))
     console.print(table)
     for shard in found.shards:
-        gap = f"; lost by the store: {shard.gap:,}, the numbers {shard.missing}" if shard.gap else "; no number missing"
+        gap = f"gap of {shard.gap:,}, the numbers {shard.missing}" if shard.gap else "no gap"
         console.print(
-            f"  shard {shard.shard}: {shard.orders:,} orders, numbered up to {shard.base:,}{gap}", markup=False
+            f"  shard {shard.shard}: {shard.orders:,} orders, numbered up to {shard.base:,}; {gap}", markup=False
         )
+    if any(shard.gap for shard in found.shards):
+        print("  gap: order numbers that were given and that nobody knows any more: the store lost these orders")
     for units in found.oversold:
         console.print(
             f"  oversold: {-units.left:,} units of {units.sku} more than there are", style="red", markup=False
@@ -73,7 +75,7 @@ def print_rebuilt(found: Rebuilt, planned: bool, console: Console) -> None:
         print(
             "  It is not put in service: cancel orders of so many units (`rushgate order cancel`), or let unpaid ones"
         )
-        print("  ones expire, then rebuild it again. A reconcile worker tries again by itself, ever more seldom.")
+        print("  expire, then rebuild it again. A reconcile worker tries again by itself, ever more seldom.")
     if planned:
         console.print(f"nothing was changed: {found.campaign} is at epoch {found.epoch}", markup=False)
         return

@@ -8,13 +8,13 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
-from core.errors import ConfigInvalid
+from core.errors import ConfigInvalid, Fault
 from core.ledger.migrate import migrate
 from core.settings import Settings
 from gateway.process import listen
@@ -22,6 +22,7 @@ from ops.desk import STACK_FILE, connect_ledger
 from ops.embedded import DataDirLock
 from ops.embedded_ledger import EmbeddedLedger
 from ops.embedded_store import EmbeddedStore, write_private
+from ops.in_service import FirstLook, first_look, out_of_service
 from ops.keeper import kept
 from ops.played import Played, prepare
 from ops.processes import Supervisor
@@ -32,17 +33,26 @@ READY_S = 60.0
 REPLICA_S = 20.0  # for a replica to get its primary's data; then it is started again
 
 
+class NotReady(Fault):
+    """The gateway takes no orders, and no setting is the reason."""
+
+    code = "not_ready"
+
+
 class Stack:
     """A running stack. `settings` are complete; `gateway` is the URL to call; `played` that of the partners which the
-    stack plays itself, "" if it plays none."""
+    stack plays itself, "" if it plays none; `missing` are the campaigns that were still out of service when it came up.
+    """
 
     def __init__(
-        self, settings: Settings, gateway: str, channel_key: str, supervisor: Supervisor, played: str = ""
-    ) -> None:
+        self, settings: Settings, gateway: str, channel_key: str, supervisor: Supervisor, played: str = "",
+        missing: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.settings = settings
         self.gateway = gateway
         self.channel_key = channel_key
         self.played = played
+        self.missing = missing
         self.supervisor = supervisor
 
     def ready_line(self) -> str:
@@ -69,7 +79,7 @@ async def running(settings: Settings, *, play: bool = False) -> AsyncIterator[St
 
     `play`: play the partners too, unless RUSHGATE_PARTNERS_URL names some.
 
-    Raises: ConfigInvalid, DataDirBusy, PortTaken, ServiceFailed, each with what to do about it.
+    Raises: ConfigInvalid, DataDirBusy, NotReady, PortTaken, ServiceFailed, each with what to do about it.
     """
     data = Path(settings.data_dir).resolve()  # noqa: ASYNC240 - once, at the start
     async with contextlib.AsyncExitStack() as undo:
@@ -105,20 +115,22 @@ async def running(settings: Settings, *, play: bool = False) -> AsyncIterator[St
             "reconcile": settings.reconcile_workers,
         }
         for kind, count in workers.items():
-            await supervisor.spawn(kind, [*command, "worker", kind], env)
-            await supervisor.scale(kind, count)
+            if count:  # a reconcile worker that was to be none would begin to judge, and be stopped in the middle
+                await supervisor.spawn(kind, [*command, "worker", kind], env)
+                await supervisor.scale(kind, count)
 
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
         gateway = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
         if played:
             await supervisor.spawn("partners", played.argv(gateway), played.env(), pass_fds=(played.sock.fileno(),))
-        await _until_ready(gateway, supervisor, data / "log")
+        look = None if settings.reconcile_workers else await undo.enter_async_context(first_look(settings))
+        await _until_ready(gateway, supervisor, data / "log", look)
         channel_key = next(iter(settings.channel_keys.values()), "")
-        stack = Stack(settings, gateway, channel_key, supervisor, played.url if played else "")
         known = data / STACK_FILE
         write_private(known, json.dumps({"gateway": gateway, "settings": msgspec.structs.asdict(settings)}))
         undo.callback(known.unlink, missing_ok=True)
-        yield stack
+        missing = await out_of_service(settings)
+        yield Stack(settings, gateway, channel_key, supervisor, played.url if played else "", missing)
 
 
 def _with_secrets(settings: Settings, data: Path) -> Settings:
@@ -174,8 +186,11 @@ async def _with_services(settings: Settings, data: Path, undo: contextlib.AsyncE
     )
 
 
-async def _until_ready(gateway: str, supervisor: Supervisor, logs: Path) -> None:
-    """The gateway says that it takes orders. Raises ConfigInvalid with its own words if it does not."""
+async def _until_ready(gateway: str, supervisor: Supervisor, logs: Path, look: FirstLook | None = None) -> None:
+    """The gateway says that it takes orders. `look`: at the store, where no reconcile worker judges it.
+
+    Raises with the gateway's own words: ConfigInvalid if the store is not set as it should; NotReady.
+    """
     watch = asyncio.create_task(supervisor.wait())
     loop = asyncio.get_running_loop()
     until_s = loop.time() + READY_S
@@ -188,12 +203,13 @@ async def _until_ready(gateway: str, supervisor: Supervisor, logs: Path) -> None
             if status == 200:
                 return
             if "not_as_promised" in said:
-                break
+                raise ConfigInvalid(f"the gateway is not ready: it says {said}; see {logs}")
             await asyncio.sleep(0.05)
     finally:
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
-    raise ConfigInvalid(f"the gateway is not ready: it says {said}; see {logs}")
+    why = f"the store was not admitted: {look.why}; " if look and look.why else ""
+    raise NotReady(f"the gateway is not ready after {READY_S:g} s: it says {said}; {why}see {logs}")
 
 
 def readyz(gateway: str) -> tuple[int, str]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from core.settings import Settings
+from ops.campaign_commands import remedy
 from ops.doctor import missing_keys
 from ops.stack import running
 
@@ -53,6 +54,7 @@ async def _serve(settings: Settings, play: bool) -> None:
         warnings = missing_keys(stack.settings)
         if play and not stack.played:
             warnings.append("no partners are played: RUSHGATE_PARTNERS_URL names others")
+        warnings += [f"campaign {n} is out of service: {remedy(n, stack.settings)}" for n in stack.missing]
         for words in warnings:
             print(f"rushgate: warning: {words}", file=sys.stderr, flush=True)
         print(stack.ready_line(), flush=True)

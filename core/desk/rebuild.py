@@ -143,7 +143,7 @@ class Rebuilder:
         found = await self._with_lock(partial(self._new_epoch, first, home, known.campaign, epoch, why))
         if found is None:
             raise Refused(f"campaign {known.campaign} is being rebuilt by somebody else")
-        logger.warning("campaign is rebuilt", extra={"campaign": known.campaign, "epoch": epoch, "why": why})
+        logger.warning("campaign is out of service", extra={"campaign": known.campaign, "epoch": epoch, "why": why})
         # What operators changed until just now counts.
         return await self._desk.show(known.campaign)
 

@@ -1,5 +1,7 @@
 """Around the reconcile worker: units taken at payment, what the doctor says, and statements that use their indexes."""
 
+from typing import Literal
+
 import asyncpg
 import pytest
 
@@ -10,12 +12,13 @@ from core.settings import Settings
 from lua.connection import SharedConnection
 from lua.scripts import Scripts
 from ops.desk import Place
-from ops.doctor import _ledger
+from ops.doctor import _backlog, _ledger
 from tests.ledger.reconcile_support import copied, entry_lost, pay, put_back, relay, repairs, round_of, stock
 from tests.ledger.relay_support import balanced, ids
 from tests.ledger.support import Sale, drain, make_worker
 from tests.ledger.test_plans import filled, indexes, plan, whole_scans
 from tests.support import tell
+from workers.alerts import LOST, Alerts
 from workers.repairs import ending_moves
 
 __all__ = ["filled"]
@@ -83,6 +86,63 @@ async def test_doctor_tells_alerts_and_repairs(
     assert (verdict, words) == ("warning", "none is at work: `rushgate worker reconcile`")
     [(_, words)] = await told(settings.with_values(reconcile_workers=0), "reconcile worker")
     assert words.startswith("RUSHGATE_RECONCILE_WORKERS is 0")
+
+
+@pytest.mark.parametrize(("recovery", "workers", "remedy"), [("auto", 1, "a reconcile worker rebuilds it by itself; if "
+    "that takes long: "), ("auto", 0, "it waits for "), ("manual", 1, "it waits for ")])  # fmt: skip
+async def test_doctor_tells_how_a_lost_campaign_comes_back(
+    recovery: Literal["auto", "manual"], workers: int, remedy: str, settings: Settings, ledger: Pool
+) -> None:
+    await Alerts(ledger, settings.shards).tell("lost-one", {LOST: "nothing found"})
+    [(verdict, words)] = await told(settings.with_values(recovery=recovery, reconcile_workers=workers), "alert")
+    assert verdict == "wrong"
+    assert words.endswith(f": nothing found; {remedy}`rushgate rebuild lost-one`")
+
+
+async def test_doctor_tells_rebuilds_of_the_last_day_and_their_gaps(settings: Settings, ledger: Pool) -> None:
+    assert await told(settings, "rebuilds") == [("ok", "none in the last 24 h")]
+    await ledger.execute("""
+        INSERT INTO rebuilds (shard, campaign, epoch, at, made_by, why, done_at, base, orders, held, sold, gap, missing)
+        VALUES (1, 'a', 2, now() - interval '3 min', 'x', 'w2', now(), 30, 25, 1, 1, 5, '26-30'),
+               (2, 'a', 2, now() - interval '3 min', 'x', 'w2', now(), 30, 28, 1, 1, 2, '3, 4'),
+               (3, 'a', 2, now() - interval '3 min', 'x', 'w2', now(), 30, 30, 1, 1, 0, ''),
+               (1, 'a', 3, now() - interval '2 min', 'x', 'w3', now(), 30, 25, 1, 1, 0, ''),
+               (1, 'b', 2, now() - interval '1 min', 'x', 'w4', NULL, NULL, NULL, NULL, NULL, NULL, NULL),
+               (1, 'old', 2, now() - interval '25 h', 'x', 'w5', now(), 30, 25, 1, 1, 0, '')""")
+    (_, unfinished), (_, sound), (_, gap) = found = await told(settings, "rebuild")
+    assert [verdict for verdict, _ in found] == ["warning", "ok", "warning"]
+    assert unfinished.startswith("campaign b, ")
+    assert unfinished.endswith(", epoch 2: not done: it was set aside or broken off, or is under way; why: w4")
+    assert sound.endswith(", epoch 3: 25 orders, no gap; why: w3")
+    assert gap.endswith(
+        ", epoch 2: 83 orders, gap of 7 orders that the store lost, the numbers of shard 1: 26-30; shard 2: 3, 4; "
+        "why: w2"
+    )
+
+
+async def test_doctor_tells_the_backlog_against_the_marks_of_backpressure(
+    desk: CampaignDesk, settings: Settings, store: SharedConnection
+) -> None:
+    sale = await Sale.open(desk, {"red": 20})
+
+    async def said(**marks: float) -> tuple[str, str]:
+        check = await _backlog(settings.with_values(**marks), store)
+        return check.verdict, check.words
+
+    assert await said() == ("ok", "no order waits for the ledger; no mark is near")
+    await sale.accept(store, 12)
+    verdict, words = await said()
+    assert (verdict, words[:45]) == ("ok", "12 orders wait for the ledger, the oldest sin")
+    assert await said(intake_high_orders=20) == (
+        "warning",
+        "gateways that have begun to refuse orders go on until it is less: "
+        "12 orders wait for the ledger, 20 are the mark",
+    )
+    assert await said(intake_high_orders=11) == (
+        "wrong",
+        "new orders are refused with 503 `overloaded`: 12 orders wait for the ledger, 11 are the mark; "
+        "do enough ledger workers work?",
+    )
 
 
 async def test_doctor_knows_a_reconcile_worker_by_its_connection(settings: Settings) -> None:

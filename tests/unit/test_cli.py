@@ -12,6 +12,7 @@ import pytest
 from core.errors import ConfigInvalid, Fault, Invalid, StoreUnavailable
 from core.model import CampaignSpec
 from core.settings import Settings
+from loadtest.history import Recorder
 from ops import cli
 from ops.campaign_commands import read_campaign
 from ops.desk import STACK_FILE, command_place
@@ -81,6 +82,25 @@ def test_error_ends_in_one_line_and_its_status(
     monkeypatch.setattr(cli, "run", run)
     assert cli.main(["migrate"]) == status
     assert capsys.readouterr().err == says
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "says"),
+    [
+        ("none", [], "rushgate: HISTORY: {path}/none: No such file or directory\n"),
+        ("empty", [], "rushgate: HISTORY: {path}/empty is empty: no history was recorded in it\n"),
+        ("whole", ["--final", "{path}/none"], "rushgate: --final: {path}/none: No such file or directory\n"),
+        ("whole", ["--final", "{path}/empty"], "rushgate: --final: {path}/empty: Input data was truncated\n"),
+    ],
+)
+def test_check_of_a_file_that_cannot_be_read_is_wrong_usage(
+    name: str, argv: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").touch()
+    Recorder(tmp_path / "whole", "c").close()
+    argv = ["check", str(tmp_path / name), *(arg.format(path=tmp_path) for arg in argv)]
+    assert cli.main(argv) == 2  # 1 is a history that violates an invariant
+    assert capsys.readouterr().err == says.format(path=tmp_path)
 
 
 def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,10 @@ def test_open_orders_count_those_on_their_way_to_the_ledger() -> None:
     assert (standing.ended(GOODS), standing.open(GOODS)) == (1, 5)
     line = CourseDisplay(Console(), GOODS).line(standing, 12.34)
     assert line == "  12.3 s  orders open 5  ended 1  units left 4  held 3"
+    out = Console(width=60, record=True, force_terminal=False)
+    with out.capture() as printed:
+        CourseDisplay(out, GOODS).show(standing._replace(waits="9 messages in the outbox"), 12.34)
+    assert printed.get() == f"{line}  waits for 9 messages in the outbox\n"
     said = still_open(standing, Unsent(9, 1), GOODS)
     assert said == (
         "3 orders accepted, 2 orders on their way to the ledger, 4 units left, 3 units held, 9 messages in the outbox, "

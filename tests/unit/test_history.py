@@ -70,7 +70,7 @@ def test_history_cut_anywhere_after_its_header_is_read_as_far_as_it_goes(tmp_pat
     ("lines", "words"),
     [
         (b'{"v":1}\n', "line 1 is no header"),
-        (b"", "line 1 is no header"),
+        (b"", "bad.jsonl is empty: no history was recorded in it"),
         (b'{"v":2,"campaign":"c","started_wall_ns":0,"started_mono_ns":0}\n', "version 2"),
         (b'HEAD{"t":"ok","at_ns":1,"n":1}\n', "line 2: operation 1 was never asked"),
         (b'HEAD{"t":"invoke","at_ns":1,"n":1,"op":"order"}\n' * 1 + b'{"t":"invoke","at_ns":1,"n":1,"op":"order"}\n',

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from core.errors import StoreNotAsPromised, StoreUnavailable
+from core.errors import Recovering, StoreNotAsPromised, StoreUnavailable
 from gateway.watch import StoreWatch, WatchedConnection
 
 AWAY, FULL = StoreUnavailable("gone"), StoreUnavailable("disk full")
@@ -33,6 +33,19 @@ def test_refusing_store_is_back_with_a_reservation_only(caplog: pytest.LogCaptur
         watch.lost(AWAY)
     watch.answered(reserved=True)
     assert caplog.messages == ["store refuses orders", "store is back"]
+
+
+def test_store_that_answers_and_is_not_admitted_refuses_until_it_takes_an_order(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    watch = StoreWatch()
+    watch.lost(AWAY)
+    for _ in range(3):
+        watch.answered()  # what is beside the orders: the look of backpressure, a probe of readiness
+        watch.lost(Recovering("started anew"))
+    watch.answered(reserved=True)
+    assert caplog.messages == ["store is away", "store is back", "store refuses orders", "store is back"]
 
 
 def test_store_set_otherwise_than_promised_says_why(caplog: pytest.LogCaptureFixture) -> None:
