@@ -12,7 +12,7 @@ from core.ids import IdSource, campaign_tag
 from core.ledger.migrate import migrate
 from core.model import CampaignSpec, Limits, SkuSpec
 from core.settings import Settings
-from core.wire import Held, encode, fingerprint
+from core.wire import Held, encode, fingerprint, request_field
 from gateway.catalogue import Sale
 from lua.connection import SharedConnection
 from lua.durability import Durability
@@ -100,7 +100,7 @@ def asks(sale: Sale, first: int, count: int) -> list[Ask]:
         held = encode(Held("app", key, buyer, items, 129_900, "CNY", ip, device))
         made.append(
             Ask(
-                f"app\0{key}".encode(), _ids.new(sale.shards[0], tag), fingerprint(buyer, items, device, None),
+                request_field("app", key), _ids.new(sale.shards[0], tag), fingerprint(buyer, items, device, None),
                 held, b"", buyer, ip, device, ("phone-red", 1),
             )
         )  # fmt: skip

@@ -17,6 +17,7 @@ from gateway.batch import BatchEndpoint
 from gateway.orders import OrderEndpoint
 from gateway.problems import problem
 from gateway.replies import send_problem
+from gateway.short import ShortWay
 
 logger = logging.getLogger("rushgate.gateway")
 
@@ -36,10 +37,16 @@ class Application:
     """What uvicorn calls."""
 
     def __init__(
-        self, orders: OrderEndpoint, batch: BatchEndpoint, rest: ASGIApp, full: Callable[[], bool] = lambda: False
+        self,
+        orders: OrderEndpoint,
+        batch: BatchEndpoint,
+        rest: ASGIApp,
+        full: Callable[[], bool] = lambda: False,
+        short_way: ShortWay | None = None,
     ) -> None:
-        """`full`: whether new orders would be refused because too many wait."""
+        """`full`: whether new orders would be refused because too many wait. Both are for the server's protocol."""
         self.full = full
+        self.short_way = short_way
         self._orders = orders
         self._batch = batch
         self._rest = rest

@@ -1,24 +1,29 @@
 """POST /v1/campaigns/{campaign}/orders:batch: NDJSON in, NDJSON out, one outcome a line in the same order."""
 
 import asyncio
+import logging
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from core.errors import Fault, Invalid
-from core.model import BatchLine
+from core.model import BatchLine, PlainLine
 from core.settings import Settings
 from gateway.access import Access
 from gateway.body import Gone, TooLarge, decode, read_body
 from gateway.catalogue import Sale
 from gateway.problems import Problem, fault, problem, refusal
-from gateway.replies import order_body, send_problem, unread
+from gateway.replies import OrderReply, send_problem, unread
 from gateway.take import Taker
-from lua.reserve import ReserveCode
+from lua.reserve import Ask, Fenced, Outcome, ReserveCode
+
+logger = logging.getLogger("rushgate.gateway")
 
 MAX_LINES = 1_000
 NDJSON = (b"content-type", b"application/x-ndjson")
 
+encode = msgspec.json.Encoder().encode
+decode_lines = msgspec.json.Decoder(PlainLine).decode_lines
 decode_line = msgspec.json.Decoder(BatchLine).decode
 
 
@@ -34,11 +39,10 @@ class BatchEndpoint:
 
     def __init__(self, settings: Settings, access: Access, taker: Taker) -> None:
         self._access = access
-        self._taker = taker
+        self.taker = taker
         self._body_bytes = settings.batch_body_bytes
         self._line_bytes = settings.body_bytes
-        self._prefix = settings.public_url.rstrip("/")
-        self._durability = settings.durability
+        self.reply = OrderReply(settings.public_url.rstrip("/"), settings.durability)
         self._retry_after = b"%d" % settings.retry_after_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, campaign: str) -> None:
@@ -52,45 +56,152 @@ class BatchEndpoint:
                 too_large = fault(TooLarge(f"the body has more than {self._body_bytes} bytes"))
                 return await send_problem(send, too_large, self._retry_after, unread(scope))
             body = await read_body(receive, self._body_bytes)
-            lines = [line for line in body.split(b"\n") if line.strip()]
+            lines = [line for raw in body.split(b"\n") if (line := raw.strip())]
             if not lines:
                 raise Invalid("the body has no line: send one order per line")
             if len(lines) > MAX_LINES:
                 raise Invalid(f"{len(lines)} lines, at most {MAX_LINES} may be sent at once")
-            sale = await self._taker.catalogue.get(campaign)
+            sale = await self.taker.catalogue.get(campaign)
         except Fault as exc:
             return await send_problem(send, fault(exc), self._retry_after)
         except Gone:
             return None
-        # All lines are submitted before the first one is answered, so they share their script calls.
-        answers = await asyncio.gather(*(self._line(sale, channel, line) for line in lines))
+        answers = await self._take(sale, channel, lines)
         out = b"\n".join(answers) + b"\n"
         start = [NDJSON, (b"content-length", b"%d" % len(out))]
         await send({"type": "http.response.start", "status": 200, "headers": start})
         await send({"type": "http.response.body", "body": out})
         return None
 
-    async def _line(self, sale: Sale, channel: str, line: bytes) -> bytes:
-        key = ""
-        try:
-            if len(line) > self._line_bytes:
-                raise TooLarge(f"the line has more than {self._line_bytes} bytes")
+    async def _take(self, sale: Sale, channel: str, lines: list[bytes]) -> list[bytes]:
+        """The answers, one a line. All lines are in the queue before the first is answered: they share script calls."""
+        lot = Lot(self, sale, channel, len(lines))
+        orders = self._plain(lines)
+        for place, line in enumerate(lines):
+            order: BatchLine | PlainLine
             try:
-                order = decode(decode_line, line)
-            except Invalid:
-                key = _key_of(line)
-                raise
-            key = order.request_key
-            outcome = await self._taker.take(sale, channel, key, order)
+                if orders is not None and orders[place].plain(orders[place].request_key):
+                    order = orders[place]
+                elif len(line) > self._line_bytes:
+                    raise TooLarge(f"the line has more than {self._line_bytes} bytes")
+                else:
+                    order = decode(decode_line, line)
+            except Invalid as exc:
+                lot.fill(place, _refused(_key_of(line), fault(exc)))
+            except Fault as exc:
+                lot.fill(place, _refused("", fault(exc)))
+            else:
+                one = Line(lot, place, order)
+                try:
+                    self.taker.start(channel, order.request_key, order, one)
+                except Fault as exc:
+                    one.fail(exc)
+        return await lot.answers()
+
+    def _plain(self, lines: list[bytes]) -> list[PlainLine] | None:
+        """The lines decoded, all in one call; None = one of them has to be looked at by itself."""
+        text = b"\n".join(lines)
+        # The decoder takes an object over two lines, or two on one; then some end of a line is in the middle of one.
+        if text.count(b"}\n{") != len(lines) - 1 or max(map(len, lines)) > self._line_bytes:
+            return None
+        try:
+            orders = decode_lines(text)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        return orders if len(orders) == len(lines) else None
+
+
+class Lot:
+    """The lines of one request: answers by their place, until none is missing."""
+
+    def __init__(self, endpoint: BatchEndpoint, sale: Sale, channel: str, lines: int) -> None:
+        self.endpoint = endpoint
+        self.sale = sale
+        self.channel = channel
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._answers = [b""] * lines
+        self._missing = lines
+        self._full = asyncio.Event()
+
+    def fill(self, place: int, answer: bytes) -> None:
+        """The line at `place` has its answer."""
+        self._answers[place] = answer
+        self._missing -= 1
+        if not self._missing:
+            self._full.set()
+
+    async def answers(self) -> list[bytes]:
+        """All, in the order of the lines."""
+        try:
+            await self._full.wait()
+        finally:
+            for task in self.tasks:
+                task.cancel()
+        return self._answers
+
+
+class Line:
+    """One line under way: gateway.take.Started."""
+
+    __slots__ = ("_lot", "_order", "_place", "_told", "ask", "sale", "since_s", "slot")
+    ask: Ask
+    slot: int
+    since_s: float
+
+    def __init__(self, lot: Lot, place: int, order: BatchLine | PlainLine) -> None:
+        self.sale = lot.sale
+        self._lot = lot
+        self._place = place
+        self._order = order
+        self._told = False
+
+    def done(self) -> bool:
+        return self._told
+
+    def set_result(self, outcome: Outcome) -> None:
+        if Taker.stands(self.sale, outcome):
+            self.tell(outcome)
+        else:
+            self._finish_later(outcome)
+
+    def set_exception(self, exc: Exception) -> None:
+        if isinstance(exc, Fenced):
+            self._finish_later(exc)
+        else:
+            self.fail(exc)
+
+    def tell(self, outcome: Outcome) -> None:
+        """The line is answered with this outcome."""
+        key = self._order.request_key
+        if outcome.code <= ReserveCode.REPLAYED:
+            replayed = outcome.code is ReserveCode.REPLAYED
+            self._fill(self._lot.endpoint.reply.line(encode(key), outcome.order_id, outcome.pay_by_ms, replayed))
+        else:
+            self._fill(_refused(key, refusal(outcome.code, outcome.detail)))
+
+    def fail(self, exc: Exception) -> None:
+        """The line is answered with this error."""
+        self._fill(_refused(self._order.request_key, fault(exc) if isinstance(exc, Fault) else problem("internal")))
+
+    def _fill(self, answer: bytes) -> None:
+        self._told = True
+        self._lot.fill(self._place, answer)
+
+    def _finish_later(self, said: Outcome | Fenced) -> None:
+        task = asyncio.get_running_loop().create_task(self._finish(said))
+        self._lot.tasks.add(task)
+        task.add_done_callback(self._lot.tasks.discard)
+
+    async def _finish(self, said: Outcome | Fenced) -> None:
+        lot, order = self._lot, self._order
+        finish = lot.endpoint.taker.finish
+        try:
+            self.tell(await finish(lot.sale, lot.channel, order.request_key, order, self.slot, self.ask, said))
         except Fault as exc:
-            return _refused(key, fault(exc))
-        if outcome.code > ReserveCode.REPLAYED:
-            return _refused(key, refusal(outcome.code, outcome.detail))
-        body, _ = order_body(self._prefix, self._durability, outcome.order_id, outcome.pay_by_ms)
-        replayed = b"true" if outcome.code is ReserveCode.REPLAYED else b"false"
-        return b'{"request_key":%s,"http_status":202,"replayed":%s,%s' % (
-            msgspec.json.encode(key), replayed, body[1:],
-        )  # fmt: skip
+            self.fail(exc)
+        except Exception as exc:
+            logger.exception("line failed")
+            self.fail(exc)
 
 
 def _key_of(line: bytes) -> str:

@@ -34,12 +34,13 @@ class NotOpen(Refused):
 class Sale:
     """An installed campaign at one epoch and version. Immutable, but for `stale`."""
 
-    __slots__ = ("campaign", "channels", "currency", "discounts", "epoch", "keys", "prices", "shards", "spec", "spread", "stale", "tag", "version")  # fmt: skip # noqa: E501
+    __slots__ = ("campaign", "channels", "currency", "discounts", "epoch", "keys", "life", "prices", "shards", "spec", "spread", "stale", "tag", "version")  # fmt: skip # noqa: E501
 
     def __init__(self, campaign: str, epoch: int, version: int, spec: CampaignSpec, shards: int) -> None:
         self.campaign = campaign
         self.epoch = epoch
         self.version = version
+        self.life = (campaign, epoch)
         self.spec = spec
         self.spread = spec.spread
         self.shards = home_shards(campaign, spec.spread, shards)

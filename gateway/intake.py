@@ -1,14 +1,15 @@
 """Batches of requests on owned connections: what arrived while the last batch was in flight is the next batch.
 
-Each connection has one owner task; one connection is the default, as two split the batches. Nobody lingers for a batch
-to fill; no request is dropped silently; a caller that goes away drops only its own future, never the order.
+Each connection has one owner task; one connection is the default, as two split the batches. Nobody waits for a batch
+to fill, but for what is in the sockets already; no request is dropped silently; a caller that goes away drops only its
+own future, never the order.
 """
 
 import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from core.errors import Overloaded, StoreUnavailable
 from gateway.catalogue import Sale
@@ -26,17 +27,66 @@ FULL = "as many requests wait as can be served in time"
 LATE = "the request waited as long as one may"
 MAX_TAKEN = 1_024  # requests in one exchange, at most
 WAIT_MS = 1_000
+# Turns of the event loop before a batch is taken: what has arrived in the sockets by then goes with it. No time is
+# waited. Two make 25,000 orders/s of 18,000 with 64 connections, and nothing worse with 256; more make no difference.
+TURNS = 2
 SWEPT = 8  # requests that had their time, answered by each new one: more than one, so that they cannot pile up
 
 
-class Waiting(NamedTuple):
-    """A request in the queue: for which sale, on which of its shards, what, who waits, and since when (loop time)."""
+class Waiting(Protocol):
+    """A request in the queue: for which sale, on which of its shards, what, since when (loop time), and who waits.
+
+    Who waits is told without a turn of the event loop; none of the methods may raise.
+    """
 
     sale: Sale
     slot: int
     ask: Ask
-    answer: "asyncio.Future[Outcome]"
     since_s: float
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+
+    def set_result(self, outcome: Outcome, /) -> None:
+        """The store's answer."""
+
+    def set_exception(self, exc: Exception, /) -> None:
+        """There is none."""
+
+
+class Awaited:
+    """A request that a task awaits."""
+
+    __slots__ = ("answer", "ask", "sale", "since_s", "slot")
+    since_s: float
+
+    def __init__(self, sale: Sale, slot: int, ask: Ask, answer: "asyncio.Future[Outcome]") -> None:
+        self.sale = sale
+        self.slot = slot
+        self.ask = ask
+        self.answer = answer
+
+    def done(self) -> bool:
+        return self.answer.done()
+
+    def set_result(self, outcome: Outcome) -> None:
+        self.answer.set_result(outcome)
+
+    def set_exception(self, exc: Exception) -> None:
+        self.answer.set_exception(exc)
+        self.answer.exception()  # a caller that has gone away leaves no "never retrieved" behind
+
+
+class Group:
+    """Requests of one call of the script: one sale, one shard."""
+
+    __slots__ = ("lines", "sale", "slot", "waiting")
+
+    def __init__(self, sale: Sale, slot: int) -> None:
+        self.sale = sale
+        self.slot = slot
+        self.waiting: list[Waiting] = []
+        self.lines = 0
 
 
 class Refusal(NamedTuple):
@@ -84,12 +134,19 @@ class Intake:
         """The owner tasks run."""
         # Kept: asking for the running loop costs a getpid() each time in Python 3.11, a tenth of the hot path's CPU.
         loop = self._loop = asyncio.get_running_loop()
+        self._idle.clear()  # until the owners find nothing to do
         self._owners = [loop.create_task(self._own(c), name="intake owner") for c in self._connections]
 
     def submit(self, sale: Sale, slot: int, ask: Ask) -> "asyncio.Future[Outcome]":
-        """The request is in the queue; its future gets the outcome, Fenced or StoreUnavailable.
+        """The request is in the queue; the future gets what `put` tells. Raises: as `put`."""
+        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.put(Awaited(sale, slot, ask, answer))
+        return answer
 
-        The future gets Overloaded if the request's turn did not come in time; the store was never asked.
+    def put(self, waiting: Waiting) -> None:
+        """The request is in the queue, `since_s` is set; it is told the outcome, Fenced or StoreUnavailable.
+
+        It is told Overloaded if its turn did not come in time; the store was never asked.
 
         Raises: Overloaded if as many wait as can be served in time, or the backlog behind the store is above its mark;
             the request was not queued.
@@ -97,19 +154,23 @@ class Intake:
         if self.refusal is not None:
             raise Overloaded(*self.refusal)
         queue, now_s = self._queue, self._loop.time()
-        if queue and queue[0].since_s < now_s - self._wait_s:
-            self._sweep(now_s - self._wait_s)
-        if len(queue) >= self._room.most:
-            raise Overloaded(FULL)
-        answer: asyncio.Future[Outcome] = self._loop.create_future()
-        queue.append(Waiting(sale, slot, ask, answer, now_s))
+        if queue:
+            if queue[0].since_s < now_s - self._wait_s:
+                self._sweep(now_s - self._wait_s)
+            if len(queue) >= self._room.most:
+                raise Overloaded(FULL)
+        waiting.since_s = now_s
+        queue.append(waiting)
+        if self._sleepers:
+            self._wake()
+
+    def _wake(self) -> None:
         self._idle.clear()
         while self._sleepers:
             sleeper = self._sleepers.popleft()
             if not sleeper.done():
                 sleeper.set_result(None)
                 break
-        return answer
 
     def full(self) -> bool:
         """Whether a new request would be refused because too many wait."""
@@ -151,6 +212,8 @@ class Intake:
                 self._sleepers.append(sleeper)
                 await sleeper
                 continue
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
             sent_s = loop.time()
             taken = self._take(sent_s - self._wait_s)
             if not taken:
@@ -158,54 +221,55 @@ class Intake:
             self._in_flight += 1
             try:
                 if await self._carry(connection, taken):
-                    self._room.carried(sum(map(len, taken)), sent_s, loop.time())
+                    self._room.carried(sum(len(group.waiting) for group in taken), sent_s, loop.time())
             except BaseException as exc:
                 if isinstance(exc, Exception):
                     logger.exception("intake batch broken off")
-                fault = StoreUnavailable(f"the batch was broken off: {type(exc).__name__}")
+                stops = isinstance(exc, asyncio.CancelledError)
+                why = "the gateway stops" if stops else f"the batch was broken off: {type(exc).__name__}"
+                fault = StoreUnavailable(why)
                 for group in taken:
-                    for waiting in group:
+                    for waiting in group.waiting:
                         _fail(waiting, fault)
                 if not isinstance(exc, Exception):
                     raise
             finally:
                 self._in_flight -= 1
 
-    def _take(self, too_old_s: float) -> list[list[Waiting]]:
+    def _take(self, too_old_s: float) -> list[Group]:
         """What waits, grouped into calls: same sale and shard, within the script's bounds.
 
         Who waits since before `too_old_s` is refused: served late it would only make those behind it late too.
         """
-        groups: dict[tuple[int, int], list[Waiting]] = {}
-        lines: dict[tuple[int, int], int] = {}
-        full: list[list[Waiting]] = []
-        for _ in range(min(len(self._queue), self._room.take)):
-            waiting = self._queue.popleft()
-            if waiting.answer.done():  # its caller has gone away, and nothing was sent yet
+        groups: dict[tuple[int, int], Group] = {}
+        found: list[Group] = []
+        group: Group | None = None  # of the request before: mostly they are all of one
+        queue = self._queue
+        for _ in range(min(len(queue), self._room.take)):
+            waiting = queue.popleft()
+            if waiting.done():  # its caller has gone away, and nothing was sent yet
                 continue
             if waiting.since_s < too_old_s:
                 _fail(waiting, Overloaded(LATE))
                 continue
-            which = (id(waiting.sale), waiting.slot)
+            sale, slot = waiting.sale, waiting.slot
+            if group is None or group.sale is not sale or group.slot != slot:
+                group = groups.get((id(sale), slot))
             more = len(waiting.ask.lines) >> 1
-            group = groups.get(which)
-            if group is not None and (len(group) >= self._batch or lines[which] + more > MAX_LINES):
-                full.append(group)
-                group = None
-            if group is None:
-                group = groups[which] = []
-                lines[which] = 0
-            group.append(waiting)
-            lines[which] += more
-        return full + list(groups.values())
+            if group is None or len(group.waiting) >= self._batch or group.lines + more > MAX_LINES:
+                group = groups[id(sale), slot] = Group(sale, slot)
+                found.append(group)
+            group.waiting.append(waiting)
+            group.lines += more
+        return found
 
-    async def _carry(self, connection: StoreConnection, groups: list[list[Waiting]]) -> bool:
+    async def _carry(self, connection: StoreConnection, groups: list[Group]) -> bool:
         """All in the groups are answered. Whether that tells how fast the store is: a refused connection does not."""
         calls: list[Command] = []
         for group in groups:
-            sale, slot = group[0].sale, group[0].slot
-            calls.append(pack(sale.keys[slot], sale.campaign, sale.epoch, [w.ask for w in group]))
-        sent_s = asyncio.get_running_loop().time()
+            sale = group.sale
+            calls.append(pack(sale.keys[group.slot], sale.campaign, sale.epoch, [w.ask for w in group.waiting]))
+        sent_s = self._loop.time()
         try:
             try:
                 replies = await connection.run(RESERVE, calls)
@@ -217,7 +281,7 @@ class Intake:
         except StoreUnavailable as exc:
             self._watch.lost(exc, refused=isinstance(exc, Unconfirmed))
             for group in groups:
-                for waiting in group:
+                for waiting in group.waiting:
                     _fail(waiting, exc)
             # Who waits behind them is told at once, not after the same wait again and again.
             while self._queue:
@@ -226,11 +290,11 @@ class Intake:
         refused: StoreUnavailable | None = None
         for group, reply in zip(groups, replies, strict=True):
             try:
-                answers = read(reply, [w.ask for w in group])
+                answers = read(reply, [w.ask for w in group.waiting])
             except (Fenced, StoreUnavailable) as exc:
                 if isinstance(exc, StoreUnavailable):
                     refused = exc
-                for waiting in group:
+                for waiting in group.waiting:
                     _fail(waiting, exc)
             else:
                 self._hand_out(group, answers, sent_s, connection.run_id)
@@ -240,12 +304,12 @@ class Intake:
             self._watch.lost(refused, refused=True)
         return refused is None
 
-    def _hand_out(self, group: list[Waiting], answers: Answers, sent_s: float, run_id: str) -> None:
-        sale, slot = group[0].sale, group[0].slot
+    def _hand_out(self, group: Group, answers: Answers, sent_s: float, run_id: str) -> None:
+        sale, slot = group.sale, group.slot
         self.on_seq(sale, slot, answers.seq, run_id)
-        for waiting, outcome in zip(group, answers.outcomes, strict=True):
-            if not waiting.answer.done():
-                waiting.answer.set_result(outcome)
+        for waiting, outcome in zip(group.waiting, answers.outcomes, strict=True):
+            if not waiting.done():
+                waiting.set_result(outcome)
         if answers.leases:
             self.on_leases(sale, slot, answers.leases, sent_s)
         if answers.version != sale.version:
@@ -253,6 +317,5 @@ class Intake:
 
 
 def _fail(waiting: Waiting, exc: Exception) -> None:
-    if not waiting.answer.done():
-        waiting.answer.set_exception(exc)
-        waiting.answer.exception()  # a caller that has gone away leaves no "never retrieved" behind
+    if not waiting.done():
+        waiting.set_exception(exc)

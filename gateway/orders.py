@@ -1,4 +1,7 @@
-"""POST /v1/campaigns/{campaign}/orders: the hot path. Bare ASGI, decided in the order in which it is cheap."""
+"""POST /v1/campaigns/{campaign}/orders, the long way: bare ASGI, decided in the order in which it is cheap.
+
+Plain orders take the short way (gateway/short.py), which gives all others to this one.
+"""
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -9,7 +12,7 @@ from core.settings import Settings
 from gateway.access import Access
 from gateway.body import Gone, TooLarge, decode, read_body
 from gateway.problems import fault, problem, refusal_of
-from gateway.replies import order_body, send_accepted, send_problem, send_refusal, unread
+from gateway.replies import OrderReply, send_accepted, send_problem, send_refusal, unread
 from gateway.take import Taker
 from lua.reserve import ReserveCode
 
@@ -31,8 +34,7 @@ class OrderEndpoint:
         self._access = access
         self._taker = taker
         self._body_bytes = settings.body_bytes
-        self._prefix = settings.public_url.rstrip("/")
-        self._durability = settings.durability
+        self._reply = OrderReply(settings.public_url.rstrip("/"), settings.durability)
         self._retry_after = b"%d" % settings.retry_after_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, campaign: str) -> None:
@@ -67,7 +69,7 @@ class OrderEndpoint:
         except Gone:
             return None
         if outcome.code <= ReserveCode.REPLAYED:
-            answer, location = order_body(self._prefix, self._durability, outcome.order_id, outcome.pay_by_ms)
+            answer, location = self._reply.body(outcome.order_id, outcome.pay_by_ms)
             return await send_accepted(send, answer, location, outcome.code is ReserveCode.REPLAYED)
         status, answer = refusal_of(outcome)
         return await send_refusal(send, status, answer)

@@ -1,11 +1,12 @@
 """From a decoded request to what `reserve` wants: checked against the sale, in one canonical form."""
 
 import socket
+from collections.abc import Sequence
 
 from core.errors import Invalid
 from core.ids import IdSource
-from core.model import OrderRequest
-from core.wire import Held, Placed, encode, fingerprint
+from core.model import AnyOrder, Item, PlainItem
+from core.wire import Held, Placed, encode, fingerprint, request_field
 from gateway.catalogue import Sale
 from lua.keys import buyer_slot
 from lua.reserve import Ask
@@ -24,7 +25,7 @@ class ChannelNotAllowed(Invalid):
     code = "channel_not_allowed"
 
 
-def prepare(ids: IdSource, sale: Sale, channel: str, request_key: str, order: OrderRequest) -> tuple[int, Ask]:
+def prepare(ids: IdSource, sale: Sale, channel: str, request_key: str, order: AnyOrder) -> tuple[int, Ask]:
     """The slot of the buyer's shard, and the request as the script wants it. Lines are sorted by SKU.
 
     Raises: Invalid (with the field), SkuUnknown, ChannelNotAllowed.
@@ -34,7 +35,8 @@ def prepare(ids: IdSource, sale: Sale, channel: str, request_key: str, order: Or
     prices = sale.prices
     items: list[tuple[str, int, int]] = []
     amount = 0
-    for n, item in enumerate(order.items):
+    wanted: Sequence[Item | PlainItem] = order.items
+    for n, item in enumerate(wanted):
         price = prices.get(item.sku)
         if price is None:
             raise SkuUnknown(f"campaign {sale.campaign} does not sell {item.sku}", f"items[{n}].sku")
@@ -72,7 +74,7 @@ def prepare(ids: IdSource, sale: Sale, channel: str, request_key: str, order: Or
     else:
         lines = tuple(part for item in items for part in item[:2])
     return slot, Ask(
-        f"{channel}\0{request_key}".encode(),
+        request_field(channel, request_key),
         ids.new(sale.shards[slot], sale.tag),
         fingerprint(buyer_id, items, device_id, order.ship_to),
         held,
@@ -100,8 +102,10 @@ def canonical_ip(text: str) -> str:
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     try:
         packed = socket.inet_pton(family, text)
-    except OSError as exc:
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in it
         raise Invalid("not an IP address", "client_ip") from exc
+    if family == socket.AF_INET:
+        return text  # it takes four decimal numbers without leading zeros and nothing else: the one spelling
     if packed[:12] == b"\0" * 10 + b"\xff\xff":  # an IPv4 address in IPv6 clothes
         family, packed = socket.AF_INET, packed[12:]
     return socket.inet_ntop(family, packed)

@@ -37,6 +37,7 @@ from gateway.lookup import Lookup
 from gateway.openapi import document
 from gateway.orders import OrderEndpoint
 from gateway.pressure import Pressure
+from gateway.short import ShortWay
 from gateway.soldout import SoldOut
 from gateway.take import Taker
 from gateway.views import Views
@@ -138,6 +139,7 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
         BatchEndpoint(settings, access, taker),
         rest(lifecycle.routes() + views.routes() + admin.routes(), settings.retry_after_s),
         intake.full,
+        ShortWay(settings, access, taker) if settings.short_way == "on" else None,
     )
     try:
         await claim_deployment(ledger, settings.shards)
@@ -185,11 +187,15 @@ def listen(host: str, port: int, reuse_port: bool) -> socket.socket:
 async def serve(settings: Settings, sock: socket.socket) -> None:
     """Serves on `sock` until SIGTERM or SIGINT; then not ready, in-flight requests finished, queue flushed, closed."""
     async with build(settings) as (application, views):
-        short_way = {"full": staticmethod(application.full), "refused": overloaded(settings.retry_after_s)}
+        parts = {
+            "full": staticmethod(application.full),
+            "refused": overloaded(settings.retry_after_s),
+            "short_way": application.short_way,
+        }
         config = uvicorn.Config(
             application,
             loop="uvloop",
-            http=type("Protocol", (BoundedProtocol,), short_way),
+            http=type("Protocol", (BoundedProtocol,), parts),
             ws="none",
             lifespan="off",
             access_log=False,

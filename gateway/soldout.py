@@ -8,6 +8,7 @@ when units come back and again when they are on sale.
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from redis.exceptions import RedisError
@@ -50,32 +51,32 @@ class SoldOut:
 
     def __init__(self, store: SharedConnection) -> None:
         self._store = store
-        self._flags: dict[Life, dict[str, Flag]] = {}
+        self.flags: dict[Life, dict[str, Flag]] = {}
         self._keys: dict[Life, Keys] = {}
         self._too_many_s: dict[Life, float] = {}
         self._loading: dict[Life, asyncio.Task[None]] = {}
+        self._loop: asyncio.AbstractEventLoop  # kept: asking for it costs a getpid() each time in Python 3.11
 
-    def holds(self, sale: Sale, lines: tuple[str | int, ...], field: bytes) -> str:
-        """The SKU of `lines` that is surely sold out for a request that surely was not accepted before, or ''."""
-        if not self._flags:
-            return ""
-        life = (sale.campaign, sale.epoch)
-        flags, keys = self._flags.get(life), self._keys.get(life)
+    def holds(self, sale: Sale, skus: Iterable[str], field: bytes) -> str:
+        """The one of `skus` that is surely sold out for a request that surely was not accepted before, or ''."""
+        life = sale.life
+        flags, keys = self.flags.get(life), self._keys.get(life)
         if flags is None or keys is None or hash(field) in keys.hashes:
             return ""
-        for sku in lines[::2]:
-            flag = flags.get(str(sku))
-            if flag is not None and flag.since_s <= keys.read_s and flag.until_s > asyncio.get_running_loop().time():
-                return str(sku)
+        for sku in skus:
+            flag = flags.get(sku)
+            if flag is not None and flag.since_s <= keys.read_s and flag.until_s > self._loop.time():
+                return sku
         return ""
 
     def raise_flag(self, sale: Sale, sku: str, ms: int, mark: bytes, sent_s: float) -> None:
         """`sku` is sold out on all shards of `sale` for `ms` from `sent_s` on, the moment the question was sent."""
         if ms <= 0:
             return
-        now_s = asyncio.get_running_loop().time()
-        life = (sale.campaign, sale.epoch)
-        flags = self._flags.setdefault(life, {})
+        self._loop = asyncio.get_running_loop()
+        now_s = self._loop.time()
+        life = sale.life
+        flags = self.flags.setdefault(life, {})
         flag = flags.get(sku)
         if flag is None or flag.mark != mark:
             flag = flags[sku] = Flag(mark, now_s, sent_s + ms / 1000)
@@ -83,7 +84,7 @@ class SoldOut:
         keys = self._keys.get(life)
         stale = keys is None or keys.read_s < flag.since_s
         if stale and life not in self._loading and self._too_many_s.get(life, 0.0) < now_s:
-            self._loading[life] = asyncio.get_running_loop().create_task(self._load(life, sale))
+            self._loading[life] = self._loop.create_task(self._load(life, sale))
             self._loading[life].add_done_callback(lambda _: self._loading.pop(life, None))
 
     async def _load(self, life: Life, sale: Sale) -> None:
@@ -130,9 +131,9 @@ class SoldOut:
 
     def _forget_old(self, now_s: float) -> None:
         """Campaigns whose last flag fell long ago leave nothing behind."""
-        for life, flags in list(self._flags.items()):
+        for life, flags in list(self.flags.items()):
             if all(f.until_s < now_s - FORGET_S for f in flags.values()):
-                del self._flags[life]
+                del self.flags[life]
                 self._keys.pop(life, None)
                 self._too_many_s.pop(life, None)
 

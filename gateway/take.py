@@ -1,16 +1,34 @@
 """One request from its decoded form to its outcome: memory first, then the store, then the other shards."""
 
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
 from core.errors import CampaignLost, Overloaded
 from core.ids import IdSource
-from core.model import OrderRequest
+from core.model import AnyOrder, Item, PlainItem
+from core.wire import request_field
 from gateway.balance import Balancer, Found
 from gateway.catalogue import Catalogue, Sale
-from gateway.intake import Intake
+from gateway.intake import Intake, Waiting
 from gateway.prepare import prepare
 from gateway.soldout import SoldOut
 from lua.reserve import Ask, Fenced, Lease, Outcome, ReserveCode
 
 MAX_SEARCHES = 8  # for units on other shards, for one request
+REPLAYED, SOLD_OUT, NO_SKU = ReserveCode.REPLAYED, ReserveCode.SOLD_OUT, ReserveCode.NO_SKU
+
+
+class Started(Waiting, Protocol):
+    """Who waits for a request that was started and not awaited."""
+
+    def tell(self, outcome: Outcome, /) -> None:
+        """This is the outcome."""
+
+
+@lru_cache(maxsize=1_024)
+def _sold_out(sku: str) -> Outcome:
+    return Outcome(SOLD_OUT, detail=sku)
 
 
 class Taker:
@@ -25,27 +43,69 @@ class Taker:
         intake.on_leases = self._note_leases
         intake.on_version = catalogue.note_version
 
-    async def take(self, sale: Sale, channel: str, request_key: str, order: OrderRequest) -> Outcome:
+    def start(self, channel: str, request_key: str, order: AnyOrder, started: Started) -> None:
+        """`started`, whose sale is set, is told the outcome now, or is in the queue for what the store says.
+
+        `finish` knows what that means. Raises: Invalid, Overloaded: nothing was told, and it is not in the queue.
+        """
+        sale = started.sale
+        gone = self._gone(sale, channel, request_key, order)
+        if gone:
+            return started.tell(_sold_out(gone))
+        slot, ask = prepare(self.ids, sale, channel, request_key, order)
+        started.slot, started.ask = slot, ask
+        return self._intake.put(started)
+
+    async def take(self, sale: Sale, channel: str, request_key: str, order: AnyOrder) -> Outcome:
         """The outcome of one request.
 
         Raises: Invalid; Overloaded, StoreUnavailable, CampaignLost: 503, and the same key may be sent again.
         """
+        gone = self._gone(sale, channel, request_key, order)
+        if gone:
+            return _sold_out(gone)
         slot, ask = prepare(self.ids, sale, channel, request_key, order)
-        sku = self._sold_out.holds(sale, ask.lines, ask.field)
-        if sku:
-            return Outcome(ReserveCode.SOLD_OUT, detail=sku)
+        said: Outcome | Fenced
         try:
-            outcome = await self._intake.submit(sale, slot, ask)
-        except Fenced:
-            sale, slot, ask, outcome = await self._again(sale, channel, request_key, order)
-        if outcome.code is ReserveCode.SOLD_OUT and sale.spread > 1:
-            return await self._elsewhere(sale, slot, ask, outcome)
-        if outcome.code is ReserveCode.NO_SKU:
-            raise CampaignLost(f"the store has lost SKU {outcome.detail} of campaign {sale.campaign}")
-        return outcome
+            said = await self._intake.submit(sale, slot, ask)
+        except Fenced as exc:
+            said = exc
+        return await self.finish(sale, channel, request_key, order, slot, ask, said)
+
+    def _gone(self, sale: Sale, channel: str, request_key: str, order: AnyOrder) -> str:
+        """A SKU of the order that is surely sold out, or ''. What else is wrong with it is not told then."""
+        if not self._sold_out.flags or (sale.channels is not None and channel not in sale.channels):
+            return ""
+        wanted: Sequence[Item | PlainItem] = order.items
+        return self._sold_out.holds(sale, [item.sku for item in wanted], request_field(channel, request_key))
+
+    @staticmethod
+    def stands(sale: Sale, outcome: Outcome) -> bool:
+        """Whether what the store said is the outcome; otherwise `finish` finds it."""
+        code = outcome.code
+        return code <= REPLAYED or (code is not NO_SKU and (code is not SOLD_OUT or sale.spread == 1))
+
+    async def finish(
+        self,
+        sale: Sale,
+        channel: str,
+        request_key: str,
+        order: AnyOrder,
+        slot: int,
+        ask: Ask,
+        said: Outcome | Fenced,
+    ) -> Outcome:
+        """The outcome of a request of which one shard has said `said`. Raises: as `take`."""
+        if isinstance(said, Fenced):
+            sale, slot, ask, said = await self._again(sale, channel, request_key, order)
+        if said.code is SOLD_OUT and sale.spread > 1:
+            return await self._elsewhere(sale, slot, ask, said)
+        if said.code is NO_SKU:
+            raise CampaignLost(f"the store has lost SKU {said.detail} of campaign {sale.campaign}")
+        return said
 
     async def _again(
-        self, sale: Sale, channel: str, request_key: str, order: OrderRequest
+        self, sale: Sale, channel: str, request_key: str, order: AnyOrder
     ) -> tuple[Sale, int, Ask, Outcome]:
         """Once more after the store said that it has another epoch than we thought, or none."""
         self.catalogue.forget(sale.campaign)
@@ -59,7 +119,7 @@ class Taker:
     async def _elsewhere(self, sale: Sale, slot: int, ask: Ask, outcome: Outcome) -> Outcome:
         """A refusal of one shard stands only if all shards together have too few."""
         for _ in range(MAX_SEARCHES):
-            if outcome.code is not ReserveCode.SOLD_OUT:
+            if outcome.code is not SOLD_OUT:
                 return outcome
             sku = outcome.detail
             wanted = sum(int(q) for s, q in zip(ask.lines[::2], ask.lines[1::2], strict=True) if s == sku)

@@ -25,8 +25,9 @@ local time = redis.call('TIME')
 -- An entry that is none of ours has no numbers, and counts as one order.
 local function read(entry)
   local fields = entry[2]
-  local sale, first = string.match(fields[2] or '', '^%d+|([^|]*|%d+)|%d+|%d+|(%d+)$')
-  return sale or '', tonumber(first or 0), math.max(1, math.floor(#fields / 2) - 1)
+  local sale, first, count = string.match(fields[2] or '', '^%d+|([^|]*|%d+)|%d+|%d+|(%d+)|?(%d*)$')
+  -- One of version 1 has a field per order instead (core/wire.py).
+  return sale or '', tonumber(first or 0), tonumber(count) or math.max(1, math.floor(#fields / 2) - 1)
 end
 local sale, first = read(oldest)
 local last_sale, last, size = read(newest)

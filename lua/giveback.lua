@@ -14,8 +14,8 @@
 -- KEYS[3] used    hash  b:BUYER, s:BUYER SKU, i:IP, d:DEVICE -> units taken
 -- KEYS[4] holds   hash  order id -> ..., limits it was counted for and 16 if it has no units (1 byte), stamp
 --                       (12 bytes): of an order not settled
--- KEYS[5] deltas  hash  order id -> limits it was counted for, a number (settle.lua), or `back`; kept as long as the
---                       campaign
+-- KEYS[5] deltas  hash  order id -> limits it was counted for, a number, none = its buyer's alone (settle.lua), or
+--                       `back`; kept as long as the campaign
 --
 -- ARGV[1] epoch  int  the epoch the caller believes in, >= 1
 -- then for each order, 1 to 100 of them
@@ -71,7 +71,7 @@ local function decide(i)
   for l = p + 5, last, 2 do
     if not known[ARGV[l]] then return UNKNOWN end
   end
-  local counted = unsettled[i] and string.byte(unsettled[i], -13) or tonumber(done[i] or 0)
+  local counted = unsettled[i] and string.byte(unsettled[i], -13) or tonumber(done[i] or 1)
   if counted >= 16 then return UNKNOWN end
   seen[id] = true
   marks[#marks + 1], marks[#marks + 2] = id, 'back'

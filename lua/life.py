@@ -1,8 +1,9 @@
 """The life of a store: which process, and which copy of the data, orders may be taken on.
 
 A server draws a new `run_id` each time it starts, and a promoted replica has one of its own. The key `life` says which
-run was judged and admitted by the recovery (core/desk/recovery.py). So a restart, an older copy, a failover and another
-store all show themselves at the next connect, without a question to the ledger.
+run was judged and admitted by the recovery (core/desk/recovery.py), and for which layout of its keys. So a restart, an
+older copy, a failover, another store and an upgrade all show themselves at the next connect, without a question to the
+ledger.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from redis.exceptions import RedisError
 from core.errors import Recovering, StoreUnavailable
 from lua.connection import Command, Exchange, Reply, SharedConnection, StoreConnection
 from lua.keys import life_key
+from lua.scripts import LAYOUT
 
 QUESTIONS: list[Command] = [("INFO", "server"), ("GET", life_key())]
 
@@ -34,7 +36,12 @@ def read(replies: list[Reply]) -> Seen:
     lines = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
     run_id = lines["run_id"]
     deployment, _, admitted = (life or b"").decode().partition(" ")
-    return Seen(run_id, admitted == run_id, deployment)
+    return Seen(run_id, admitted == _admitted(run_id), deployment)
+
+
+def _admitted(run_id: str) -> str:
+    # Not with an older version's words: what that had admitted is judged once more, and finds campaigns of its layout.
+    return f"{run_id}.{LAYOUT}"
 
 
 async def look(store: SharedConnection) -> Seen:
@@ -47,7 +54,7 @@ async def admit(store: SharedConnection, deployment: str, run_id: str) -> None:
 
     Raises: StoreUnavailable.
     """
-    [reply] = await store.exchange([("SET", life_key(), f"{deployment} {run_id}")])
+    [reply] = await store.exchange([("SET", life_key(), f"{deployment} {_admitted(run_id)}")])
     if isinstance(reply, RedisError):
         raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}")
 

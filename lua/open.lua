@@ -44,5 +44,6 @@ for i = 4 + 2 * n, #ARGV, 2 do
 end
 -- The stock goes first: without its meta it cannot be sold.
 redis.call('HSET', stock, unpack(units))
-redis.call('HSET', meta, 'epoch', epoch, 'deployment', deployment, 'seq', 0, 'reopen', 0, unpack(ARGV, 4, 3 + 2 * n))
+redis.call('HSET', meta, 'epoch', epoch, 'layout', 2, 'deployment', deployment, 'seq', 0, 'reopen', 0,
+  unpack(ARGV, 4, 3 + 2 * n))
 return { DONE, tonumber(epoch) }

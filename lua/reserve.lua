@@ -7,37 +7,37 @@
 -- Guarantee  G1 units left never drop below 0; G2 one request key has one outcome once it is accepted;
 --            G3 a hold and its entry in the intake are written together; G6 no limit is exceeded.
 --            A request that is not ACCEPTED writes nothing.
--- Cost       O(requests + lines); at most 12 commands for the whole batch and 2 more for each SKU that is empty or
+-- Cost       O(requests + lines); at most 13 commands for the whole batch and 2 more for each SKU that is empty or
 --            waits, one round trip.
 -- Caller     lua/reserve.py
 --
--- KEYS[1] meta      hash    fields epoch, state, opens_ms, closes_ms, pay_within_ms, limit_*, count_*, seq,
+-- KEYS[1] meta      hash    fields epoch, layout, state, opens_ms, closes_ms, pay_within_ms, limit_*, count_*, seq,
 --                           version, reopen, r:SKU, at_payment
 -- KEYS[2] stock     hash    SKU -> left; h:SKU -> held
 -- KEYS[3] used      hash    b:BUYER, s:BUYER SKU, i:IP, d:DEVICE -> units taken
--- KEYS[4] requests  hash    channel, NUL, request key -> record and stamp, 36 bytes
+-- KEYS[4] requests  hash    digest of channel and request key (12 bytes) -> record and stamp, 36 bytes
 -- KEYS[5] holds     hash    order id -> what is held, the limits it was counted for and 16 if it has no units
 --                           (1 byte), and stamp
--- KEYS[6] intake    stream  h -> header, order id -> order, ... (core/wire.py)
+-- KEYS[6] intake    stream  h -> header, o -> orders (core/wire.py)
 --
 -- ARGV[1] campaign  text
 -- ARGV[2] epoch     int    the epoch the caller believes in, >= 1
--- ARGV[3] requests  int    how many follow, 1 to 512; 1,600 lines at most in all
--- then for each request
---   field   text   channel, NUL, request key
---   record  bytes  order id (16) and fingerprint of the body (8)
---   held    bytes  the hold, msgpack
---   placed  bytes  the order for the intake, msgpack; '' = the same as held
---   buyer   text
---   ip      text   '' = not known, counts for no limit
---   device  text   '' = not known, counts for no limit
---   lines   int    1 to 20; then for each line sku text, quantity int >= 1
+-- ARGV[3] requests  int    how many, 1 to 512; 1,600 lines at most in all their baskets
+-- ARGV[4] fields    bytes  of each request 12: the digest of its channel and key
+-- ARGV[5] prints    bytes  of each request 8: the fingerprint of its body
+-- ARGV[6] orders    bytes  of each request: order id (16), length (4, big-endian), the order for the intake
+-- ARGV[7] asked     bytes  msgpack, {baskets, which, buyers, unlike}: the baskets, each {SKU, quantity, SKU, quantity,
+--                          ...}; of each request which basket, from 1, or {} = all the first; of each request b:BUYER;
+--                          true = no two of the batch have a field, or a buyer, in common
+-- ARGV[8] ips       bytes  msgpack, of each request i:IP, '' = not known, counts for no limit; '' = none is known
+-- ARGV[9] devices   bytes  likewise d:DEVICE
+-- then pairs of a request (from 1) and its hold, msgpack: of those whose hold is not the same as the order
 --
 -- Returns {fenced, now_ms, pay_by_ms, version, codes, details, leases, seq}
---   fenced   1 = no campaign here, another epoch, or `recovering`: nothing else is meant; 0 otherwise
+--   fenced   1 = no campaign here, another epoch or layout, or `recovering`: nothing else is meant; 0 otherwise
 --   now_ms, pay_by_ms  of the orders accepted by this call, the store's clock
 --   version  of the campaign's definition
---   codes    one a request:
+--   codes    one a request, or none = all ACCEPTED:
 --     0 ACCEPTED    held, and in the intake
 --     1 REPLAYED    accepted before with this key and body
 --     2 SOLD_OUT    fewer units left than asked for
@@ -60,9 +60,10 @@ local NOT_OPEN, CLOSED, PAUSED, KEY_REUSED, NO_SKU = 4, 5, 6, 7, 8
 
 local m = redis.call('HMGET', meta, 'epoch', 'state', 'opens_ms', 'closes_ms', 'pay_within_ms', 'seq', 'version',
   'reopen', 'lease_ms', 'limit_buyer', 'limit_buyer_sku', 'limit_ip', 'limit_device',
-  'count_buyer_sku', 'count_ip', 'count_device', 'at_payment')
--- A campaign that was rebuilt is not sold before it was audited: until then it is as good as not there.
-if m[1] ~= epoch or m[2] == 'recovering' then return { 1, 0, 0, 0, {}, {}, {}, 0 } end
+  'count_buyer_sku', 'count_ip', 'count_device', 'at_payment', 'layout')
+-- A campaign that was rebuilt is not sold before it was audited: until then it is as good as not there. So is one that
+-- an older version wrote, whose request keys have other names.
+if m[1] ~= epoch or m[2] == 'recovering' or m[18] ~= '2' then return { 1, 0, 0, 0, {}, {}, {}, 0 } end
 local seq = tonumber(m[6])
 local limit_buyer, limit_buyer_sku = tonumber(m[10] or ''), tonumber(m[11] or '')
 local limit_ip, limit_device = tonumber(m[12] or ''), tonumber(m[13] or '')
@@ -86,46 +87,34 @@ if m[2] == 'paused' then shut = PAUSED
 elseif m[2] ~= 'open' or now_ms >= tonumber(m[4]) then shut = CLOSED
 elseif now_ms < tonumber(m[3]) then shut = NOT_OPEN end
 
--- What the whole batch asks about, each thing once. Explicit counts: `#` walks the table each time, and at 64 requests
--- a batch the Lua code, not its commands, is most of the cost.
-local at, fields = {}, {}                           -- request -> index of its first argument; its field
+local fields = { struct.unpack(string.rep('c12', count), ARGV[4]) }
+local prints = { struct.unpack(string.rep('c8', count), ARGV[5]) }
+local orders = { struct.unpack('>' .. string.rep('c16I4c0', count), ARGV[6]) } -- id, order, id, order, ...
+local asked = cmsgpack.unpack(ARGV[7])
+local which, buyers = asked[2], asked[3]
+
+-- Each different basket once: its SKUs, the wish for each (two lines of one SKU are one wish), and the units in all.
+local baskets = {}
 local skus, sku_fields, sku_count = {}, {}, 0       -- SKU -> place in sku_fields, which is left, held, left, held, ...
-local places, unit_fields, unit_count = {}, {}, 0   -- limit counter -> place in unit_fields
-local buyer_at, ip_at, device_at = {}, {}, {}       -- request -> place of its counter, false = counts for no limit
-local function place_of(name)
-  local place = places[name]
-  if not place then
-    unit_count = unit_count + 1
-    place = unit_count
-    places[name], unit_fields[place] = place, name
-  end
-  return place
-end
-local a = 4
-for r = 1, count do
-  at[r], fields[r] = a, ARGV[a]
-  local buyer, ip, device = ARGV[a + 4], ARGV[a + 5], ARGV[a + 6]
-  buyer_at[r] = place_of('b:' .. buyer)
-  ip_at[r] = count_ip and ip ~= '' and place_of('i:' .. ip)
-  device_at[r] = count_device and device ~= '' and place_of('d:' .. device)
-  local last = a + 6 + 2 * ARGV[a + 7]
-  for l = a + 8, last, 2 do
-    local sku = ARGV[l]
+for b, lines in ipairs(asked[1]) do
+  local basket, wanted, total = {}, {}, 0
+  for l = 1, #lines, 2 do
+    local sku, quantity = lines[l], lines[l + 1]
+    if not wanted[sku] then basket[#basket + 1] = sku end
+    wanted[sku] = (wanted[sku] or 0) + quantity
+    total = total + quantity
     if not skus[sku] then
       skus[sku] = sku_count + 1
       sku_fields[sku_count + 1], sku_fields[sku_count + 2] = sku, 'h:' .. sku
       sku_count = sku_count + 2
     end
-    if count_buyer_sku then place_of('s:' .. buyer .. ' ' .. sku) end
   end
-  a = last + 2
+  baskets[b] = { skus = basket, wanted = wanted, total = total, times = 0 }
 end
 
-local known = redis.call('HMGET', requests, unpack(fields))
+local known = redis.call('HMGET', requests, unpack(fields, 1, count))
 local units = redis.call('HMGET', stock, unpack(sku_fields))
 for i = 1, sku_count do units[i] = tonumber(units[i] or -1) end
-local taken = redis.call('HMGET', used, unpack(unit_fields))
-for i = 1, unit_count do taken[i] = tonumber(taken[i] or 0) end
 redis.call('HLEN', holds)                           -- a key of the wrong type fails here, before anything is written
 
 -- Units that came back to an empty SKU wait until no gateway calls it sold out from memory.
@@ -138,108 +127,174 @@ if now_ms < tonumber(m[8]) then
   end
 end
 
+-- What is to be written. Of orders it is flat pairs, `n` long; `entry` is all orders of the batch unless some are
+-- refused.
+local entry, new_holds, new_requests, n = ARGV[6], orders, {}, 0
+local counters, counters_n = {}, 0
 local codes, details, told, empty = {}, {}, 0, {}
-local first = {}                                    -- field -> record accepted by this very batch
-local entry, new_holds, new_requests, accepted = { 'h', '' }, {}, {}, 0
-local function refuse(r, code, why)
-  details[told + 1], details[told + 2] = r, why
-  told = told + 2
-  return code
-end
 
-local function decide(r)
-  local p = at[r]
-  local record = ARGV[p + 1]
-  local earlier = first[fields[r]] or known[r]
-  if earlier then
-    local same = string.sub(earlier, 17, 24) == string.sub(record, 17, 24)
-    return refuse(r, same and REPLAYED or KEY_REUSED, earlier)
-  end
-  if shut then return shut end
-
-  local last = p + 6 + 2 * ARGV[p + 7]
-  local basket, size, wanted, total = {}, 0, {}, 0  -- two lines of one SKU are one wish
-  for l = p + 8, last, 2 do
-    local sku, quantity = ARGV[l], tonumber(ARGV[l + 1])
-    if not wanted[sku] then
-      size = size + 1
-      basket[size] = sku
+-- The plain case, nearly all of a sale: every request is new and can be accepted, whichever comes first, and only buyers
+-- are counted. True if it is so; otherwise nothing is decided.
+local function all_accepted()
+  if shut or count_buyer_sku or count_ip or count_device or not asked[4] then return false end
+  if which[1] then
+    for r = 1, count do
+      local basket = baskets[which[r]]
+      basket.times = basket.times + 1
     end
-    wanted[sku] = (wanted[sku] or 0) + quantity
-    total = total + quantity
+  else
+    baskets[1].times = count
   end
-  local buyer, ip, device = buyer_at[r], ip_at[r], device_at[r]
-  if limit_buyer and taken[buyer] + total > limit_buyer then return refuse(r, OVER_LIMIT, 'buyer') end
-  if limit_buyer_sku then
-    for _, sku in ipairs(basket) do
-      local place = places['s:' .. ARGV[p + 4] .. ' ' .. sku]
-      if taken[place] + wanted[sku] > limit_buyer_sku then return refuse(r, OVER_LIMIT, 'buyer_sku') end
+  local wishes = {}
+  for _, basket in ipairs(baskets) do
+    for _, sku in ipairs(basket.skus) do
+      wishes[sku] = (wishes[sku] or 0) + basket.wanted[sku] * basket.times
+      if waiting[sku] or wishes[sku] > units[skus[sku]] then return false end
     end
   end
-  if limit_ip and ip and taken[ip] + total > limit_ip then return refuse(r, OVER_LIMIT, 'ip') end
-  if limit_device and device and taken[device] + total > limit_device then
-    return refuse(r, OVER_LIMIT, 'device')
+  local taken = redis.call('HMGET', used, unpack(buyers))
+  local i = 1
+  for r = 1, count do
+    if known[r] then return false end
+    local total = (taken[r] or 0) + baskets[which[r] or 1].total
+    if limit_buyer and total > limit_buyer then return false end
+    new_requests[i], new_requests[i + 1] = fields[r], orders[i] .. prints[r] .. stamp
+    counters[i], counters[i + 1] = buyers[r], total
+    i = i + 2
   end
-  for i = 1, size do
-    local sku = basket[i]
-    local left = units[skus[sku]]
-    if left < 0 then return refuse(r, NO_SKU, sku) end
-    if waiting[sku] or left == 0 then empty[sku] = true end
-    if waiting[sku] or left < wanted[sku] then return refuse(r, SOLD_OUT, sku) end
-  end
-
-  taken[buyer] = taken[buyer] + total
-  if ip then taken[ip] = taken[ip] + total end
-  if device then taken[device] = taken[device] + total end
-  for i = 1, size do
-    local sku = basket[i]
+  n, counters_n = 2 * count, 2 * count
+  for h = 10, #ARGV, 2 do orders[2 * ARGV[h]] = ARGV[h + 1] end
+  for o = 2, n, 2 do orders[o] = orders[o] .. tail end
+  for sku, wish in pairs(wishes) do
     local place = skus[sku]
-    if takes_units then
-      units[place] = units[place] - wanted[sku]
-      units[place + 1] = units[place + 1] + wanted[sku]
-    end
-    if count_buyer_sku then
-      local counter = places['s:' .. ARGV[p + 4] .. ' ' .. sku]
-      taken[counter] = taken[counter] + wanted[sku]
-    end
+    units[place], units[place + 1] = units[place] - wish, units[place + 1] + wish
   end
-
-  local id, held, placed = string.sub(record, 1, 16), ARGV[p + 2], ARGV[p + 3]
-  record = record .. stamp
-  first[fields[r]] = record
-  local n = 2 * accepted
-  entry[n + 3], entry[n + 4] = id, placed ~= '' and placed or held
-  new_holds[n + 1], new_holds[n + 2] = id, held .. tail
-  new_requests[n + 1], new_requests[n + 2] = fields[r], record
-  accepted = accepted + 1
-  return ACCEPTED
+  return true
 end
-for r = 1, count do codes[r] = decide(r) end
 
-if accepted > 0 then
-  entry[2] = string.format('1|%s|%s|%.0f|%.0f|%.0f', campaign, epoch, now_ms, pay_by_ms, seq + 1)
-  local counters, n = {}, 0
-  for i = 1, unit_count do
-    if taken[i] > 0 then
-      counters[n + 1], counters[n + 2] = unit_fields[i], taken[i]
-      n = n + 2
+-- The general case: one after another.
+local function decide_each()
+  local places, names, name_count = {}, {}, 0       -- limit counter -> place in names
+  local function place_of(name)
+    local place = places[name]
+    if not place then
+      name_count = name_count + 1
+      place = name_count
+      places[name], names[place] = place, name
+    end
+    return place
+  end
+  local ips = count_ip and ARGV[8] ~= '' and cmsgpack.unpack(ARGV[8]) or {}
+  local devices = count_device and ARGV[9] ~= '' and cmsgpack.unpack(ARGV[9]) or {}
+  local function known_place(name) return name and name ~= '' and place_of(name) end
+  local buyer_at, ip_at, device_at = {}, {}, {}     -- request -> place of its counter, false = counts for no limit
+  local function with_sku(r, sku) return 's' .. string.sub(buyers[r], 2) .. ' ' .. sku end
+  for r = 1, count do
+    buyer_at[r], ip_at[r], device_at[r] = place_of(buyers[r]), known_place(ips[r]), known_place(devices[r])
+    if count_buyer_sku then
+      for _, sku in ipairs(baskets[which[r] or 1].skus) do place_of(with_sku(r, sku)) end
     end
   end
-  local balances = {}
-  n = 0
+  local taken = redis.call('HMGET', used, unpack(names))
+  for i = 1, name_count do taken[i] = tonumber(taken[i] or 0) end
+
+  local own = {}                                    -- request -> its hold, if that is not the same as the order
+  for h = 10, #ARGV, 2 do own[tonumber(ARGV[h])] = ARGV[h + 1] end
+  local first = {}                                  -- field -> record accepted by this very batch
+  local pieces = {}
+  new_holds, new_requests = {}, {}
+  local function refuse(r, code, why)
+    details[told + 1], details[told + 2] = r, why
+    told = told + 2
+    return code
+  end
+
+  local function decide(r)
+    local field, print = fields[r], prints[r]
+    local earlier = first[field] or known[r]
+    if earlier then
+      return refuse(r, string.sub(earlier, 17, 24) == print and REPLAYED or KEY_REUSED, earlier)
+    end
+    if shut then return shut end
+
+    local basket = baskets[which[r] or 1]
+    local wanted, total = basket.wanted, basket.total
+    local buyer, ip, device = buyer_at[r], ip_at[r], device_at[r]
+    if limit_buyer and taken[buyer] + total > limit_buyer then return refuse(r, OVER_LIMIT, 'buyer') end
+    if limit_buyer_sku then
+      for _, sku in ipairs(basket.skus) do
+        if taken[places[with_sku(r, sku)]] + wanted[sku] > limit_buyer_sku then
+          return refuse(r, OVER_LIMIT, 'buyer_sku')
+        end
+      end
+    end
+    if limit_ip and ip and taken[ip] + total > limit_ip then return refuse(r, OVER_LIMIT, 'ip') end
+    if limit_device and device and taken[device] + total > limit_device then
+      return refuse(r, OVER_LIMIT, 'device')
+    end
+    for _, sku in ipairs(basket.skus) do
+      local left = units[skus[sku]]
+      if left < 0 then return refuse(r, NO_SKU, sku) end
+      if waiting[sku] or left == 0 then empty[sku] = true end
+      if waiting[sku] or left < wanted[sku] then return refuse(r, SOLD_OUT, sku) end
+    end
+
+    taken[buyer] = taken[buyer] + total
+    if ip then taken[ip] = taken[ip] + total end
+    if device then taken[device] = taken[device] + total end
+    for _, sku in ipairs(basket.skus) do
+      local place = skus[sku]
+      if takes_units then
+        units[place] = units[place] - wanted[sku]
+        units[place + 1] = units[place + 1] + wanted[sku]
+      end
+      if count_buyer_sku then
+        local counter = places[with_sku(r, sku)]
+        taken[counter] = taken[counter] + wanted[sku]
+      end
+    end
+
+    local id, order = orders[2 * r - 1], orders[2 * r]
+    first[field] = id .. print .. stamp
+    pieces[#pieces + 1] = id .. struct.pack('>I4', #order) .. order
+    new_holds[n + 1], new_holds[n + 2] = id, (own[r] or order) .. tail
+    new_requests[n + 1], new_requests[n + 2] = field, first[field]
+    n = n + 2
+    return ACCEPTED
+  end
+  for r = 1, count do codes[r] = decide(r) end
+
+  if n < 2 * count then entry = table.concat(pieces) else codes = {} end
+  for i = 1, name_count do
+    if taken[i] > 0 then
+      counters[counters_n + 1], counters[counters_n + 2] = names[i], taken[i]
+      counters_n = counters_n + 2
+    end
+  end
+end
+
+if not all_accepted() then
+  counters = {}
+  decide_each()
+end
+
+local accepted = n / 2
+if accepted > 0 then
+  local header = string.format('2|%s|%s|%.0f|%.0f|%.0f|%d', campaign, epoch, now_ms, pay_by_ms, seq + 1, accepted)
+  local balances, b = {}, 0
   for i = 1, sku_count do
     if units[i] >= 0 then
-      balances[n + 1], balances[n + 2] = sku_fields[i], units[i]
-      n = n + 2
+      balances[b + 1], balances[b + 2] = sku_fields[i], units[i]
+      b = b + 2
     end
   end
   -- A failing script is not rolled back. The entry goes first: it alone can fail for a reason of its own.
-  redis.call('XADD', intake, '*', unpack(entry))
+  redis.call('XADD', intake, '*', 'h', header, 'o', entry)
   if takes_units then redis.call('HSET', stock, unpack(balances)) end
-  redis.call('HSET', requests, unpack(new_requests))
-  redis.call('HSET', holds, unpack(new_holds))
+  redis.call('HSET', requests, unpack(new_requests, 1, n))
+  redis.call('HSET', holds, unpack(new_holds, 1, n))
   redis.call('HSET', meta, 'seq', seq + accepted)
-  if counters[1] then redis.call('HSET', used, unpack(counters)) end
+  if counters_n > 0 then redis.call('HSET', used, unpack(counters, 1, counters_n)) end
 end
 
 local leases = {}

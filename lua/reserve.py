@@ -7,6 +7,7 @@ from typing import NamedTuple
 from redis.exceptions import RedisError
 
 from core.errors import CampaignLost, StoreUnavailable
+from core.wire import encode, orders_of
 from lua.connection import Command, Reply
 from lua.keys import SaleKeys
 
@@ -29,7 +30,7 @@ class ReserveCode(IntEnum):
 class Ask(NamedTuple):
     """One request as the script wants it."""
 
-    field: bytes  # channel, NUL, request key
+    field: bytes  # 12 bytes: core.wire.request_field of channel and request key
     order_id: bytes  # 16 bytes, used if it is accepted
     fingerprint: bytes  # 8 bytes
     held: bytes
@@ -82,15 +83,29 @@ _PLAIN = [Outcome(code) for code in ReserveCode]
 
 def pack(keys: SaleKeys, campaign: str, epoch: int, asks: Sequence[Ask]) -> Command:
     """The call of one batch, at most MAX_REQUESTS requests and MAX_LINES lines; the caller sees to that."""
-    call: list[bytes | str | int] = [
+    # By columns and not by requests: most of it is then one call of C for the whole batch.
+    fields, ids, prints, holds, placed, buyers, ips, devices, lines = zip(*asks, strict=True)
+    orders, others = holds, []
+    if any(placed):
+        orders = tuple([order or held for order, held in zip(placed, holds, strict=True)])
+        others = [part for n, pair in enumerate(zip(placed, holds, strict=True), 1) if pair[0] for part in (n, pair[1])]
+    baskets, which = lines[:1], []
+    if lines.count(lines[0]) != len(lines):
+        places: dict[tuple[str | int, ...], int] = {}
+        which = [places.setdefault(basket, len(places) + 1) for basket in lines]
+        baskets = tuple(places)
+    unlike = len(set(fields)) == len(fields) == len(set(buyers))
+    asked = encode((baskets, which, ["b:" + buyer for buyer in buyers], unlike))
+    return [
         6, keys.meta, keys.stock, keys.used, keys.requests, keys.holds, keys.intake, campaign, epoch, len(asks),
+        b"".join(fields), b"".join(prints), orders_of(ids, orders),
+        asked, _names("i:", ips), _names("d:", devices), *others,
     ]  # fmt: skip
-    for a in asks:
-        call += (
-            a.field, a.order_id + a.fingerprint, a.held, a.placed,
-            a.buyer_id, a.client_ip, a.device_id, len(a.lines) >> 1, *a.lines,
-        )  # fmt: skip
-    return call
+
+
+def _names(kind: str, whose: Sequence[str]) -> bytes:
+    """The limit counters of one kind, as the script wants them."""
+    return encode([who and kind + who for who in whose]) if any(whose) else b""
 
 
 def read(reply: Reply, asks: Sequence[Ask]) -> Answers:
@@ -105,6 +120,9 @@ def read(reply: Reply, asks: Sequence[Ask]) -> Answers:
     fenced, _now_ms, pay_by_ms, version, codes, details, leases, seq = reply
     if fenced:
         raise Fenced
+    if not codes:
+        accepted = ReserveCode.ACCEPTED
+        return Answers(version, [Outcome(accepted, ask.order_id, pay_by_ms) for ask in asks], [], seq)
     outcomes = [
         Outcome(ReserveCode.ACCEPTED, ask.order_id, pay_by_ms) if code == 0 else _PLAIN[code]
         for code, ask in zip(codes, asks, strict=True)

@@ -68,6 +68,7 @@ class GivebackCode(IntEnum):
     UNKNOWN = 2
 
 
+LAYOUT = "2"  # of a campaign's keys: what lua/open.lua writes into its meta and lua/reserve.lua wants to find there
 MAX_PAIRS = 2_000  # in one call of rebuild
 MAX_ENDED = 100  # orders in one call of release, settle, allocate or giveback
 

@@ -10,8 +10,8 @@
 -- KEYS[2] stock  hash  h:SKU -> held; s:SKU -> sold
 -- KEYS[3] holds  hash  order id -> what is held (msgpack), limits it was counted for and 16 if it has no units
 --                      (1 byte), stamp (12 bytes)
--- KEYS[4] deltas hash  order id -> limits it was counted for, a number; `back` = its units came back before
---                      (giveback.lua), and stays so
+-- KEYS[4] deltas hash  order id -> limits it was counted for, a number, none = its buyer's alone, as of most orders;
+--                      `back` = its units came back before (giveback.lua), and stays so
 --
 -- ARGV[1] epoch  int    the epoch the caller believes in, >= 1
 -- ARGV[2...]     bytes  order ids, 1 to 100
@@ -40,7 +40,7 @@ for i = 1, #found do
     seen[id] = true
     codes[i] = SETTLED
     ended[#ended + 1] = id
-    if counted > 0 and not back[i] then notes[#notes + 1], notes[#notes + 2] = id, counted end
+    if counted ~= 1 and not back[i] then notes[#notes + 1], notes[#notes + 2] = id, counted end
     for _, item in ipairs(cmsgpack.unpack(string.sub(hold, 1, -14))[4]) do
       sold[item[1]] = (sold[item[1]] or 0) + item[2]
     end

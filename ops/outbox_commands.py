@@ -19,7 +19,7 @@ from core.ids import parse, shard_of
 from core.ledger.pool import ask
 from core.ledger.queries import query
 from core.settings import Settings
-from core.wire import read_hold
+from core.wire import Header, read_hold, write_entry
 from lua.keys import intake_key, sale_keys
 from lua.scripts import Scripts
 from ops.campaign_commands import add_data_dir
@@ -178,8 +178,9 @@ async def _replay(desk: Desk, letter: asyncpg.Record) -> str:
     if not await ask(lambda: desk.ledger.fetchrow(query("replay_dead_letter"), *key)):
         return "somebody gave it up just now"
     _, accepted_ms, pay_by_ms = read_hold(hold)
-    header = f"1|{campaign}|{int(epoch)}|{accepted_ms}|{pay_by_ms}|{letter['seq']}"
-    await _tell(desk, "XADD", intake_key(letter["shard"]), "*", "h", header, order_id, letter["payload"])
+    header = Header(campaign, int(epoch), accepted_ms, pay_by_ms, letter["seq"])
+    fields = write_entry(header, [(order_id, letter["payload"])])
+    await _tell(desk, "XADD", intake_key(letter["shard"]), "*", *fields)
     await ask(lambda: desk.ledger.execute(query("end_dead_letter"), *key))
     return ""
 

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from core.ids import IdSource, campaign_tag
 from core.model import CampaignSpec
-from core.wire import Held, encode, fingerprint
+from core.wire import Held, encode, fingerprint, request_field
 from lua.connection import StoreConnection
 from lua.keys import SaleKeys, home_shards, sale_keys
 from lua.reserve import Answers, Ask, pack, read
@@ -89,7 +89,7 @@ class StoreSale:
         held = encode(Held(channel, key, buyer, items, amount, "CNY", ip, device))
         flat = tuple(part for line in wanted for part in line)
         return Ask(
-            f"{channel}\0{key}".encode(), _ids.new(self.shard, campaign_tag(self.campaign)),
+            request_field(channel, key), _ids.new(self.shard, campaign_tag(self.campaign)),
             fingerprint(buyer, items, device, None), held, b"", buyer, ip, device, flat,
         )  # fmt: skip
 

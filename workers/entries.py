@@ -7,7 +7,8 @@ from asyncpg.pgproto.pgproto import UUID
 
 from core.ids import shard_of
 from core.model import FIRST_STATE
-from core.wire import EntryInvalid, Header, Placed, decode_placed, read_header
+from core.wire import EntryInvalid, Header, Placed, decode_placed
+from core.wire import read_entry as read_fields
 
 
 class Entry(NamedTuple):
@@ -53,17 +54,15 @@ def dead(row: OrderRow, reason: str) -> DeadLetter:
 
 def read_entry(entry: Entry) -> tuple[list[OrderRow], list[DeadLetter]]:
     """The orders of an entry and what of it no worker can read; together they are the whole entry."""
-    fields = entry.fields
     try:
-        if len(fields) < 2 or len(fields) % 2 or fields[0] != b"h":
-            raise EntryInvalid("not an entry of ours: it does not begin with a header")
-        header = _checked(read_header(fields[1]))
+        header, orders = read_fields(entry.fields)
+        _check(header)
     except EntryInvalid as exc:
-        payload = msgspec.msgpack.encode(fields)
+        payload = msgspec.msgpack.encode(entry.fields)
         return [], [DeadLetter(entry.shard, entry.entry_id, -1, None, None, str(exc), payload)]
     rows: list[OrderRow] = []
     letters: list[DeadLetter] = []
-    for place, (order_id, payload) in enumerate(zip(fields[2::2], fields[3::2], strict=True)):
+    for place, (order_id, payload) in enumerate(orders):
         reason = ""
         if len(order_id) != 16:
             reason = f"order id of {len(order_id)} bytes"
@@ -83,11 +82,10 @@ def read_entry(entry: Entry) -> tuple[list[OrderRow], list[DeadLetter]]:
     return rows, letters
 
 
-def _checked(header: Header) -> Header:
-    """The header, if `dead_letters` can hold what it says. Raises EntryInvalid."""
+def _check(header: Header) -> None:
+    """`dead_letters` can hold what the header says. Raises EntryInvalid."""
     if "\0" in header.campaign or not 0 < header.epoch < 2**31 or not 0 < header.first_seq < 2**62:
         raise EntryInvalid(f"header out of range: {header}")
-    return header
 
 
 def columns(rows: list[OrderRow]) -> list[object]:

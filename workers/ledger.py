@@ -2,19 +2,24 @@
 
 At least once, and every effect idempotent: entries are acknowledged and deleted only after their commit; what a dead
 worker left is claimed by a living one; a worker that wakes up late writes the same orders again, which changes nothing.
+
+While the ledger writes one batch the worker reads the next one and acknowledges the last one: one transaction is under
+way at most. Without a backlog a short pause passes between two reads: few large transactions cost less than many small.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from redis.exceptions import RedisError, ResponseError
 
 from core.errors import LedgerUnavailable, StoreUnavailable
 from lua.connection import Command, Reply, StoreConnection
 from lua.keys import intake_key
-from lua.scripts import Scripts
+from lua.source import LuaSource
+from workers.copies import copies
 from workers.entries import DeadLetter, Entry, OrderRow, read_entry
 from workers.writer import LedgerWriter
 
@@ -24,7 +29,17 @@ GROUP = "ledger"
 BLOCK_MS = 500  # longest wait for new entries, so that a stop and a claim are never far
 CLAIM_ENTRIES = 16  # of each stream at once
 MAX_ENTRIES = 128  # of each stream at once; how many it is follows the orders that they bring
+MAX_ACKED = 1_000  # entries in one call of ack
+COPIED_ORDERS = 200  # a batch of fewer is one statement: COPY costs six round trips more
 PAUSE_S = (0.05, 2.0)  # between tries while store or ledger is away: first, longest
+
+
+class _Batch(NamedTuple):
+    """Entries whose orders a transaction writes."""
+
+    entries: list[Entry]
+    letters: list[DeadLetter]
+    written: asyncio.Task[tuple[int, int]]
 
 
 class LedgerWorker:
@@ -32,11 +47,10 @@ class LedgerWorker:
 
     def __init__(
         self, connection: StoreConnection, writer: LedgerWriter, shards: Sequence[int], name: str,
-        drain_orders: int, claim_idle_ms: int,
+        drain_orders: int, claim_idle_ms: int, drain_pause_ms: int = 0,
     ) -> None:  # fmt: skip
         """`name` is the consumer's, unlike any other living worker's."""
         self._connection = connection
-        self._scripts = Scripts(connection)
         self._writer = writer
         self._shards = list(shards)
         self._keys = [intake_key(s) for s in self._shards]
@@ -44,10 +58,14 @@ class LedgerWorker:
         self._name = name
         self._drain_orders = drain_orders
         self._claim_idle_ms = claim_idle_ms
+        self._pause_s = drain_pause_ms / 1000
         self._stopping = asyncio.Event()
         self._groups_exist = False
         self._next_claim_s = 0.0
+        self._read_at_s = 0.0
         self._entries_at_once = 8
+        self._under_way: _Batch | None = None
+        self._backlog = False  # the last read brought all that it asked for
         self.written = 0  # orders, by this worker
         self.dead = 0  # letters, by this worker
         self.claimed = 0  # entries taken over from others
@@ -58,32 +76,50 @@ class LedgerWorker:
 
     async def run(self) -> None:
         """Works until `stop`, through every absence of store and ledger. What it has read by then is finished."""
+        try:
+            await self._drain()
+        finally:
+            if self._under_way is not None:  # only if this is cancelled, or dies of a fault of ours
+                self._under_way.written.cancel()
+        await self._leave()
+
+    async def _drain(self) -> None:
+        """Rounds until `stop`; then nothing is under way."""
         pause_s = PAUSE_S[0]
         waits_since_s: float | None = None
         while not self._stopping.is_set():
             try:
-                await self.step()
+                await self._pass_pause()
+                await self._round()
                 pause_s = PAUSE_S[0]
                 if waits_since_s is not None:
                     logger.info("drain goes on", extra={"waited_s": round(time.monotonic() - waits_since_s, 1)})
                     waits_since_s = None
             except (StoreUnavailable, LedgerUnavailable) as exc:
                 # What was read and not acknowledged stays pending under our name: `_own_pending` brings it back.
+                await self._give_up()
                 self._groups_exist = False
                 if waits_since_s is None:
                     waits_since_s = time.monotonic()
                 logger.warning("drain waits", extra={"why": str(exc), "pause_s": pause_s})
-                try:
-                    await asyncio.wait_for(self._stopping.wait(), pause_s)
-                except TimeoutError:
-                    pause_s = min(pause_s * 2, PAUSE_S[1])
-        await self._leave()
+                await self._sleep(pause_s)
+                pause_s = min(pause_s * 2, PAUSE_S[1])
+        try:
+            await self._settle()
+        except (StoreUnavailable, LedgerUnavailable) as exc:
+            logger.warning("left with work in hand", extra={"why": str(exc)})
 
     async def step(self) -> int:
         """One round: read, or claim, write, acknowledge. Returns the entries handled.
 
         Raises: StoreUnavailable, LedgerUnavailable; nothing is lost by it.
         """
+        handled = await self._round()
+        await self._settle()
+        return handled
+
+    async def _round(self) -> int:
+        """As `step`, but the last batch may be under way at its end."""
         if not self._groups_exist:
             await self._make_groups()
             await self._own_pending()
@@ -93,10 +129,28 @@ class LedgerWorker:
         if loop.time() >= self._next_claim_s:
             self._next_claim_s = loop.time() + max(0.1, self._claim_idle_ms / 2000)
             handled += await self._claim()
+        self._read_at_s = loop.time()
         entries = await self._read_group(b">")
-        self._adapt(entries)
-        await self._finish(entries)
+        if entries:
+            self._adapt(len(entries), await self._write(entries, new=True))
+        else:
+            await self._settle()
         return handled + len(entries)
+
+    async def _pass_pause(self) -> None:
+        """Without a backlog the next read is a pause after the last one; what is in hand does not wait for it."""
+        if self._backlog or not self._pause_s or self._under_way is None:
+            return
+        await self._settle()
+        await self._sleep(self._read_at_s + self._pause_s - asyncio.get_running_loop().time())
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleeps, but not beyond a stop."""
+        if seconds > 0:
+            try:
+                await asyncio.wait_for(self._stopping.wait(), seconds)
+            except TimeoutError:
+                return
 
     async def _make_groups(self) -> None:
         """The group exists on every stream, from the first entry on."""
@@ -111,7 +165,8 @@ class LedgerWorker:
             entries = await self._read_group(b"0")
             if not entries:
                 return
-            await self._finish(entries)
+            await self._write(entries, new=False)
+            await self._settle()
 
     async def _read_group(self, after: bytes) -> list[Entry]:
         command: list[bytes | str | int] = [
@@ -122,7 +177,7 @@ class LedgerWorker:
             "COUNT",
             self._entries_at_once,
         ]
-        if after == b">":
+        if after == b">" and self._under_way is None:
             command += ["BLOCK", BLOCK_MS]
         command += ["STREAMS", *self._keys, *[after] * len(self._keys)]
         [reply] = await self._connection.exchange([command])
@@ -158,50 +213,92 @@ class LedgerWorker:
                 starts[key] = reply[0]
                 if reply[0] == b"0-0":
                     del starts[key]
-            await self._finish(entries)
+            await self._write(entries, new=False)
             total += len(entries)
+        await self._settle()
         self.claimed += total
         return total
 
-    async def _finish(self, entries: list[Entry]) -> None:
-        """The entries' orders are committed, then the entries are off the streams."""
+    async def _write(self, entries: list[Entry], *, new: bool) -> int:
+        """The entries' orders are handed to the ledger, the last ones perhaps not committed yet. Returns how many.
+
+        `new`: nobody has read these entries before.
+        """
         if entries:
             # An order that no replica has yet may be gone after a failover, its units sold again.
             await self._connection.confirm(self._keys[0])
         batch: list[Entry] = []
         rows: list[OrderRow] = []
         letters: list[DeadLetter] = []
+        orders = 0
         for entry in entries:
             batch.append(entry)
             if entry.fields:
                 more, bad = read_entry(entry)
                 rows += more
                 letters += bad
+                orders += len(more) + len(bad)
+                await asyncio.sleep(0)  # the transaction that is under way goes on
             if len(rows) >= self._drain_orders:
-                await self._commit(batch, rows, letters)
+                await self._hand_over(batch, rows, letters, new)
                 batch, rows, letters = [], [], []
         if batch:
-            await self._commit(batch, rows, letters)
+            await self._hand_over(batch, rows, letters, new)
+        return orders
 
-    def _adapt(self, entries: list[Entry]) -> None:
+    async def _hand_over(self, batch: list[Entry], rows: list[OrderRow], letters: list[DeadLetter], new: bool) -> None:
+        """The batch's transaction is under way, the one before it committed and its entries acknowledged."""
+        made = copies(rows) if new and len(rows) >= COPIED_ORDERS else None
+        before = await self._committed()
+        self._under_way = _Batch(batch, letters, asyncio.create_task(self._writer.write(rows, letters, made)))
+        if before is not None:
+            await self._acknowledge(before)
+
+    async def _settle(self) -> None:
+        """Nothing is under way: what was is committed, its entries are off the streams."""
+        batch = await self._committed()
+        if batch is not None:
+            await self._acknowledge(batch)
+
+    async def _committed(self) -> _Batch | None:
+        """The batch that was under way, committed. Raises: LedgerUnavailable; it is not under way any more."""
+        batch, self._under_way = self._under_way, None
+        if batch is not None:
+            written, dead = await batch.written
+            self.written += written
+            self.dead += dead
+        return batch
+
+    async def _give_up(self) -> None:
+        """Nothing is under way; what was may be committed, and is not acknowledged."""
+        try:
+            await self._committed()
+        except LedgerUnavailable as exc:
+            logger.debug("batch lost with the ledger", extra={"why": str(exc)})
+
+    def _adapt(self, entries: int, orders: int) -> None:
         """The next read brings about as many orders as a transaction wants: bounded memory, few small commits."""
-        orders = sum(len(e.fields) // 2 - 1 for e in entries if e.fields)  # the header is none
+        self._backlog = orders >= self._drain_orders or entries >= self._entries_at_once
         if orders > 2 * self._drain_orders:
             self._entries_at_once = max(1, self._entries_at_once // 2)
-        elif orders < self._drain_orders and len(entries) >= self._entries_at_once:
+        elif orders < self._drain_orders and entries >= self._entries_at_once:
             self._entries_at_once = min(MAX_ENTRIES, self._entries_at_once * 2)
 
-    async def _commit(self, batch: list[Entry], rows: list[OrderRow], letters: list[DeadLetter]) -> None:
-        written, dead = await self._writer.write(rows, letters)
-        self.written += written
-        self.dead += dead
-        for letter in letters:
+    async def _acknowledge(self, batch: _Batch) -> None:
+        """The entries of a committed batch are off the streams, in one exchange for all shards."""
+        for letter in batch.letters:
             logger.error("order set aside", extra={"entry": letter.entry_id.decode(), "reason": letter.reason})
         by_shard: dict[int, list[bytes]] = {}
-        for entry in batch:
+        for entry in batch.entries:
             by_shard.setdefault(entry.shard, []).append(entry.entry_id)
-        for shard, ids in by_shard.items():
-            await self._scripts.ack(intake_key(shard), GROUP, ids)
+        calls: list[Command] = [
+            (1, intake_key(shard), GROUP, *ids[n : n + MAX_ACKED])
+            for shard, ids in by_shard.items()
+            for n in range(0, len(ids), MAX_ACKED)
+        ]
+        # Not confirmed by replicas: entries that a failover brings back are written again, which changes nothing.
+        for reply in await self._connection.run(LuaSource.read("ack"), calls, confirm=False):
+            self._raise_for(reply)
 
     async def _leave(self) -> None:
         """The consumer's name is off the groups if nothing is pending under it; then nobody needs to claim."""

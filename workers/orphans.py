@@ -14,7 +14,7 @@ from asyncpg.pgproto.pgproto import UUID
 
 from core.ledger.pool import ask
 from core.ledger.queries import query
-from core.wire import TAIL_BYTES, VERSION, EntryInvalid, read_header, read_hold
+from core.wire import TAIL_BYTES, EntryInvalid, Header, read_entry, read_hold, request_field, write_entry
 from lua.connection import Command
 from lua.scripts import MAX_ENDED
 from workers.repairs import AGAIN_S, IDS, MOST, Mended, Part, Repairs
@@ -92,14 +92,15 @@ class Orphans:
         while True:
             [page] = await self._repairs.tell(("XRANGE", part.keys.intake, start, "+", "COUNT", ENTRIES))
             for _, fields in page:
-                # Even of an entry that cannot be read: it stands there until a ledger worker has set it aside.
-                seen.update(wanted.intersection(fields[2::2]))
                 try:
-                    header = read_header(fields[1])
+                    header, orders = read_entry(fields)
                 except EntryInvalid:
+                    # It stands there until a ledger worker has set it aside, whole.
+                    seen.update(order_id for order_id in wanted if any(order_id in value for value in fields))
                     continue
+                seen.update(wanted.intersection(order_id for order_id, _ in orders))
                 if (header.campaign, header.epoch) == (part.known.campaign, part.known.epoch):
-                    ranges.append((header.first_seq, header.first_seq + len(fields) // 2 - 2))
+                    ranges.append((header.first_seq, header.first_seq + len(orders) - 1))
             if len(page) < ENTRIES:
                 return seen, ranges
             start = b"(" + page[-1][0]
@@ -113,7 +114,7 @@ class Orphans:
             standing: list[tuple[bytes, bytes, bytes]] = []  # order id, hold, field of its request
             for order_id, hold in (await self._repairs.standing(part, some, found)).items():
                 held = read_hold(hold)[0]
-                standing.append((order_id, hold, f"{held.channel}\0{held.request_key}".encode()))
+                standing.append((order_id, hold, request_field(held.channel, held.request_key)))
             if not standing:
                 continue
             [records] = await self._repairs.tell(("HMGET", part.keys.requests, *(key for _, _, key in standing)))
@@ -140,10 +141,9 @@ class Orphans:
             some = numbered.orphans[n : n + MAX_ENDED]
             adds: list[Command] = []
             for orphan, number in some:
-                header = b"%b|%b|%d|%d|%d|%d" % (
-                    VERSION, campaign.encode(), epoch, orphan.accepted_ms, orphan.pay_by_ms, number,
-                )  # fmt: skip
-                adds.append(("XADD", part.keys.intake, "*", "h", header, orphan.order_id, orphan.payload))
+                header = Header(campaign, epoch, orphan.accepted_ms, orphan.pay_by_ms, number)
+                fields = write_entry(header, [(orphan.order_id, orphan.payload)])
+                adds.append(("XADD", part.keys.intake, "*", *fields))
             await self._repairs.tell(*adds)
             for orphan, number in some:
                 self._repairs.note(part, orphan.order_id, "requeued", _requeued(number, epoch), found)

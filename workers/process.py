@@ -61,7 +61,8 @@ def _ledger_worker(settings: Settings, ledger: Pool, name: str) -> LedgerWorker:
     connection = _store(settings, name, settings.store_timeout_s + BLOCK_MS / 1000)
     shards = range(settings.shards)
     writer = LedgerWriter(ledger)
-    return LedgerWorker(connection, writer, shards, name, settings.drain_orders, settings.claim_idle_ms)
+    drain = settings.drain_orders, settings.claim_idle_ms, settings.drain_pause_ms
+    return LedgerWorker(connection, writer, shards, name, *drain)
 
 
 def _expiry_worker(settings: Settings, ledger: Pool, name: str) -> ExpiryWorker:

@@ -22,7 +22,7 @@ from core.ids import text_of
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
 from core.model import AuditReport, AuditSku, Limits
-from core.wire import EntryInvalid, HoldInvalid, decode_placed, has_units, read_header, read_hold
+from core.wire import EntryInvalid, HoldInvalid, decode_placed, has_units, read_entry, read_hold
 from lua.connection import SharedConnection
 from lua.keys import SaleKeys, home_shards, sale_keys
 from lua.scripts import Reading, Scripts
@@ -220,13 +220,13 @@ class Auditor:
                 raise StoreUnavailable(f"the store answers {page}")
             for entry_id, fields in page:
                 try:
-                    header = read_header(fields[1])
+                    header, orders = read_entry(fields)
                 except EntryInvalid as exc:
                     tally.findings.append(f"shard {shard}: entry {entry_id.decode()}: {exc}")
                     continue
                 if (header.campaign, header.epoch) != (known.campaign, known.epoch):
                     continue
-                for n, (order_id, order) in enumerate(zip(fields[2::2], fields[3::2], strict=True)):
+                for n, (order_id, order) in enumerate(orders):
                     if header.first_seq + n > seq:
                         continue
                     if len(order_id) != 16:

@@ -36,7 +36,7 @@ from core.ledger.queries import query
 from core.model import AuditReport
 from lua.connection import SharedConnection
 from lua.keys import SaleKeys, portion, sale_keys
-from lua.scripts import FenceCode, Reading, RebuildCode, Scripts
+from lua.scripts import LAYOUT, FenceCode, Reading, RebuildCode, Scripts
 from lua.witness import HEARD_S, call
 
 logger = logging.getLogger("rushgate.rebuild")
@@ -270,7 +270,7 @@ class Rebuilder:
         fields = {
             **meta_of(known.spec, "recovering"), "version": known.version, "lease_ms": self._desk.lease_ms,
             "deployment": deployment, "reopen": 0, "seq": base, "base": base, "known": books.sums.known,
-            "count_buyer_sku": 1, "count_ip": 1, "count_device": 1,
+            "count_buyer_sku": 1, "count_ip": 1, "count_device": 1, "layout": LAYOUT,
         }  # fmt: skip
         return {name.encode(): value for name, value in fields.items()}
 

@@ -18,7 +18,7 @@ from core.ids import parse
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
 from core.model import ShipTo
-from core.wire import ALL_COUNTED, NO_UNITS, TOO_LATE, Held, Placed, decode_placed, encode, fingerprint
+from core.wire import ALL_COUNTED, NO_UNITS, TOO_LATE, Held, Placed, decode_placed, encode, fingerprint, request_field
 
 PAGE = 1_000  # orders read at once
 RANGES = 50  # of missing numbers that are told one by one
@@ -144,7 +144,7 @@ class Books:
     ) -> None:
         stamp = times[0].to_bytes(6, "big") + times[1].to_bytes(6, "big")
         print_ = fingerprint(held.buyer_id, held.items, held.device_id, ship_to)
-        part.requests[f"{held.channel}\0{held.request_key}".encode()] = order_id + print_ + stamp
+        part.requests[request_field(held.channel, held.request_key)] = order_id + print_ + stamp
         self.sums.known += 1
         if ended == "release":
             return

@@ -21,7 +21,7 @@ from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
 from lua.connection import SharedConnection
 from lua.life import admit, look
-from lua.scripts import Reading, Scripts
+from lua.scripts import LAYOUT, Reading, Scripts
 from lua.witness import judged_with
 
 logger = logging.getLogger("rushgate.recovery")
@@ -288,6 +288,8 @@ class Recovery:
             if (meta.get("epoch"), meta.get("deployment")) != (str(known.epoch), deployment):
                 found = meta.get("epoch", "nothing")
                 return f"shard {shard}: epoch {known.epoch} of this deployment wanted, {found} found"
+            if meta.get("layout") != LAYOUT:
+                return f"shard {shard}: an older version wrote it, in another layout"
         if behind := await self._behind(known, readings):
             return behind
         try:

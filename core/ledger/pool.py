@@ -36,6 +36,10 @@ AWAY = (
 CLOSE_S = 0.5  # of a graceful stop
 
 
+async def _as_it_is(_: asyncpg.Connection) -> None:
+    """Nobody here changes a session beyond its transaction: no statement is needed to undo it at each release."""
+
+
 async def open_pool(dsn: str, name: str, timeout_s: float, size: int) -> Pool:
     """At most `size` connections, made when needed; `name` is shown by pg_stat_activity.
 
@@ -48,6 +52,7 @@ async def open_pool(dsn: str, name: str, timeout_s: float, size: int) -> Pool:
         max_size=size,
         timeout=timeout_s,
         command_timeout=timeout_s,
+        reset=_as_it_is,
         server_settings={
             "application_name": name,
             "statement_timeout": ms,

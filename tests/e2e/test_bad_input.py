@@ -17,6 +17,12 @@ GOOD: dict[str, Any] = {"buyer_id": "b", "items": [{"sku": "red", "quantity": 1}
 BODY_BYTES = 16_384
 
 
+@pytest.fixture(scope="module")
+def client(both_ways: Client) -> Client:
+    """All of this file is answered alike on both ways."""
+    return both_ways
+
+
 def dumped(**fields: Any) -> bytes:
     return json.dumps(GOOD | fields).encode()
 

@@ -171,6 +171,7 @@ BAD_LINES: dict[str, tuple[bytes, int, str, str]] = {
     "quantity zero": (line("bad", quantity=0), 422, "invalid", "bad"),
     "unknown field": (line("bad", price=1), 422, "invalid", "bad"),
     "bad ip": (line("bad", client_ip="300.1.1.1"), 422, "invalid", "bad"),
+    "two orders": (line("bad") + line("worse"), 400, "malformed", ""),
     "too long": (line("bad", device_id="d" * 17_000), 413, "too_large", ""),
 }
 
@@ -182,6 +183,16 @@ def test_batch_with_one_bad_line_takes_the_good_ones(client: Client, name: str) 
     found = answers(client.batch(campaign, b"\n".join([line("before"), bad, line("after")])))
     assert told(found) == [("before", 202, "accepted"), (key, status, code), ("after", 202, "accepted")]
     assert client.settled_audit(campaign)["accepted"] == 2
+
+
+def test_order_over_two_lines_is_none_even_beside_two_on_one_line(client: Client) -> None:
+    """As many objects as lines; and no line of its own for three of them."""
+    campaign = client.sale({"red": 9})
+    torn = json.dumps(json.loads(line("torn")), indent=1).encode().splitlines()
+    halves = [b"".join(torn[:2]), b"".join(torn[2:])]
+    found = answers(client.batch(campaign, b"\n".join([line("a") + line("b"), *halves, line("c")])))
+    assert [a["http_status"] for a in found] == [400, 400, 422, 202]
+    assert client.settled_audit(campaign)["accepted"] == 1
 
 
 def test_batch_of_another_channel_or_none_is_refused(client: Client) -> None:

@@ -29,6 +29,12 @@ from tests.e2e.support import (
 HOUR = timedelta(hours=1)
 
 
+@pytest.fixture(scope="module")
+def client(both_ways: Client) -> Client:
+    """All of this file is answered alike on both ways."""
+    return both_ways
+
+
 def in_hours(hours: float) -> str:
     return (datetime.now(UTC) + hours * HOUR).isoformat()
 

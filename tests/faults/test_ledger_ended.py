@@ -25,7 +25,7 @@ async def link(dsn: str) -> AsyncIterator[Link]:
     await found.stop()
 
 
-async def test_connection_ended_before_its_reset_is_an_absence_of_the_ledger(
+async def test_connection_ended_between_two_statements_is_an_absence_of_the_ledger(
     link: Link, ledger: Pool, dsn: str
 ) -> None:
     """G13. Why it was ended has arrived, the end itself has not: asyncpg raises what is none of its usual errors."""
@@ -43,6 +43,7 @@ async def test_connection_ended_before_its_reset_is_an_absence_of_the_ledger(
             await asyncio.wait_for(link.far_ended.wait(), 10)
             # The words of the end are in asyncpg's socket; nothing tells when it has read them.
             await asyncio.sleep(0.05)
+            await connection.fetchval("SELECT 1")
 
     with pytest.raises(LedgerUnavailable) as caught:
         await ask(work)

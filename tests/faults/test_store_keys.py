@@ -134,8 +134,8 @@ async def test_flag_is_not_raised_by_keys_that_an_emptied_store_no_longer_has(si
             return not flags._loading
 
         await eventually(loaded)
-        assert flags.holds(sale, ("red", 1), mine.field) == ""
-        assert flags.holds(sale, ("red", 1), b"app\0unheard") == ("" if emptied else "red")
+        assert flags.holds(sale, ["red"], mine.field) == ""
+        assert flags.holds(sale, ["red"], b"app\0unheard") == ("" if emptied else "red")
     await units.close()
 
 
@@ -154,7 +154,7 @@ async def test_flag_of_the_old_epoch_has_fallen_when_the_campaign_is_sold_again(
     flags.raise_flag(sale, lease.sku, lease.ms, lease.mark, sent_s)
 
     async def up() -> bool:
-        return flags.holds(sale, ("red", 1), b"app\0unheard") == "red"
+        return flags.holds(sale, ["red"], b"app\0unheard") == "red"
 
     await eventually(up, every_s=0.001)
     assert await tell(site.bare, "FLUSHALL") == b"OK"

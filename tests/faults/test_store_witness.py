@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from core.errors import Recovering, StoreUnavailable
+from core.wire import decode_held
 from gateway.catalogue import Sale
 from gateway.intake import Intake
 from gateway.witness import Witness
@@ -161,7 +162,7 @@ async def test_late_entry_of_an_older_copy_shows_that_the_store_is_behind(site: 
             "device_id, state, version, amount, currency, accepted_at, pay_by) "
             "SELECT shard, $1, campaign, epoch, 13, channel, $2, $3, '', '', 'accepted', 1, amount, currency, now(), "
             "now() + interval '15 minutes' FROM orders WHERE seq = 1",
-            order.hex(), site.life.asked[order].field.partition(b"\0")[2].decode(), site.life.asked[order].buyer_id,
+            order.hex(), decode_held(site.life.asked[order].held).request_key, site.life.asked[order].buyer_id,
         )  # fmt: skip
         await site.ledger.execute(
             "INSERT INTO order_items (shard, order_id, line, sku, quantity, price) "

@@ -11,6 +11,7 @@ from core.ids import text_of
 from core.ledger.pool import Pool
 from core.model import Payment
 from core.settings import Settings
+from core.wire import read_entry
 from lua.connection import SharedConnection, StoreConnection
 from lua.keys import SaleKeys
 from lua.scripts import Scripts
@@ -92,7 +93,7 @@ async def entry_lost(store: StoreConnection, keys: SaleKeys, nth: int = 0) -> li
     entries = await tell(store, "XRANGE", keys.intake, "-", "+")
     entry_id, fields = entries[nth]
     assert await tell(store, "XDEL", keys.intake, entry_id) == 1
-    return list(fields[2::2])
+    return [order_id for order_id, _ in read_entry(fields)[1]]
 
 
 async def set_aside(settings: Settings, store: SharedConnection, ledger: Pool, name: str = "strict") -> list[bytes]:

@@ -14,7 +14,7 @@ from core.ledger.migrate import migrate
 from core.ledger.pool import Pool
 from core.model import ShipTo
 from core.settings import Settings
-from core.wire import Header, Placed, encode
+from core.wire import Header, Placed, encode, read_entry, write_entry
 from lua.connection import StoreConnection
 from lua.keys import buyer_slot, home_shards, intake_key, sale_keys
 from lua.reserve import Outcome, ReserveCode
@@ -89,6 +89,12 @@ def header(first_seq: int, campaign: str = "sale", version: int = 1) -> bytes:
     return f"{version}|{campaign}|1|{ACCEPTED_MS}|{ACCEPTED_MS + 900_000}|{first_seq}".encode()
 
 
+def garbled(fields: Sequence[bytes]) -> list[bytes]:
+    """An entry whose first order nobody can read."""
+    head, orders = read_entry(fields)
+    return write_entry(head, [(orders[0][0], b"garbage"), *orders[1:]])
+
+
 async def add_entry(store: StoreConnection, shard: int, *fields: bytes) -> bytes:
     """An intake entry of these fields; returns its id."""
     [reply] = await store.exchange([("XADD", intake_key(shard), "*", *fields)])
@@ -143,11 +149,12 @@ def make_worker(
     connection: StoreConnection | None = None,
     drain_orders: int = 1_000,
     claim_idle_ms: int = 60_000,
+    drain_pause_ms: int = 0,
 ) -> LedgerWorker:
     """A worker on all shards with a store connection of its own."""
     connection = connection or StoreConnection(settings.store_url, "fsync", 2.0, name)
     writer = writer or LedgerWriter(ledger)
-    return LedgerWorker(connection, writer, range(SHARDS), name, drain_orders, claim_idle_ms)
+    return LedgerWorker(connection, writer, range(SHARDS), name, drain_orders, claim_idle_ms, drain_pause_ms)
 
 
 @contextlib.asynccontextmanager

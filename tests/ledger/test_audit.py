@@ -18,7 +18,7 @@ from core.wire import TAIL_BYTES, encode, read_hold
 from lua.connection import SharedConnection
 from lua.scripts import RestockCode, Scripts
 from tests.ledger.reconcile_support import given_up, set_aside
-from tests.ledger.support import Sale, drain, drained, make_worker, order_id, placed, running
+from tests.ledger.support import Sale, drain, drained, garbled, make_worker, order_id, placed, running
 from tests.support import eventually, fresh, spec
 
 STOCK = {"red": 100, "blue": 50}
@@ -90,8 +90,7 @@ async def test_audit_counts_a_dead_letter_as_neither_lost_nor_persisted(
     keys = sale.parts[0].keys
     [[(_, fields)]] = await store.exchange([("XRANGE", keys.intake, "-", "+", "COUNT", 1)])
     await store.exchange([("XTRIM", keys.intake, "MAXLEN", 3)])
-    fields[3] = b"garbage"
-    await store.exchange([("XADD", keys.intake, "*", *fields)])
+    await store.exchange([("XADD", keys.intake, "*", *garbled(fields))])
     report = await auditor.audit(sale.campaign)
     assert (report.lost, report.in_flight) == (0, 20)
     assert "cannot be read" in report.findings[0]

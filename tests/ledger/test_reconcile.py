@@ -11,7 +11,7 @@ from core.desk.campaigns import CampaignDesk
 from core.errors import CampaignLost
 from core.ledger.pool import Pool
 from core.settings import Settings
-from core.wire import encode, read_hold
+from core.wire import encode, read_entry, read_hold, request_field
 from lua.connection import SharedConnection
 from lua.reserve import ReserveCode
 from lua.scripts import Scripts
@@ -67,7 +67,7 @@ async def test_order_whose_entry_was_lost_is_put_back_and_written(
     assert {r["order_id"].bytes for r in rows[3:6]} == set(lost)
     # The same key gets the same order, and its times are those of its 202.
     row = rows[4]
-    record = await tell(store, "HGET", keys.requests, f"{row['channel']}\0{row['request_key']}")
+    record = await tell(store, "HGET", keys.requests, request_field(row["channel"], row["request_key"]))
     assert record[:16] == row["order_id"].bytes
     _, accepted_ms, pay_by_ms = read_hold(await tell(store, "HGET", keys.holds, row["order_id"].bytes))
     assert [int(row[c].timestamp() * 1000 + 0.5) for c in ("accepted_at", "pay_by")] == [accepted_ms, pay_by_ms]
@@ -111,10 +111,11 @@ async def test_two_workers_at_once_put_each_order_back_under_one_number(
     workers = [reconciler(settings, ledger) for _ in range(4)]
     await asyncio.gather(*(w.step() for w in workers))
     assert await repairs(ledger) == [("requeued", o) for o in sorted(lost)]
-    numbers: dict[bytes, set[bytes]] = {}
+    numbers: dict[bytes, set[int]] = {}
     for _, fields in await tell(store, "XRANGE", keys.intake, "-", "+"):
-        if len(fields) == 4:  # an order that was put back stands alone
-            numbers.setdefault(fields[2], set()).add(fields[1])
+        header, orders = read_entry(fields)
+        if len(orders) == 1:  # an order that was put back stands alone
+            numbers.setdefault(orders[0][0], set()).add(header.first_seq)
     assert set(numbers) == set(lost)
     assert {len(given) for given in numbers.values()} == {1}
     await drain(store, make_worker(settings, ledger))

@@ -21,7 +21,7 @@ from tests.ledger.reconcile_support import (
     round_of,
 )
 from tests.ledger.relay_support import balanced, ids
-from tests.ledger.support import Sale, drain, intake, make_worker, running
+from tests.ledger.support import Sale, drain, garbled, intake, make_worker, running
 from tests.support import SHARDS, contents, eventually, tell
 from workers.mender import Mender
 from workers.orphans import Orphans
@@ -43,8 +43,7 @@ async def busy(sale: Sale, settings: Settings, store: SharedConnection, ledger: 
     keys = sale.parts[0].keys
     [[(entry_id, fields)]] = await store.exchange([("XRANGE", keys.intake, "-", "+", "COUNT", 1)])
     await store.exchange([("XDEL", keys.intake, entry_id)])
-    fields[3] = b"garbage"
-    await store.exchange([("XADD", keys.intake, "*", *fields)])
+    await store.exchange([("XADD", keys.intake, "*", *garbled(fields))])
     await drain(store, make_worker(settings, ledger))
     known = await ids(ledger)
     for order in known[:3]:

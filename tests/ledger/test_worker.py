@@ -32,6 +32,7 @@ from tests.ledger.support import (
     whole,
 )
 from tests.support import SHARDS, eventually
+from workers.copies import Copies
 from workers.entries import DeadLetter, Entry, OrderRow, read_entry
 from workers.ledger import GROUP
 from workers.writer import LedgerWriter
@@ -46,10 +47,12 @@ class Stalling(LedgerWriter):
         super().__init__(ledger)
         self.reached, self.go = asyncio.Event(), asyncio.Event()
 
-    async def write(self, rows: list[OrderRow], letters: list[DeadLetter]) -> tuple[int, int]:
+    async def write(
+        self, rows: list[OrderRow], letters: list[DeadLetter], copies: Copies | None = None
+    ) -> tuple[int, int]:
         self.reached.set()
         await self.go.wait()
-        return await super().write(rows, letters)
+        return await super().write(rows, letters, copies)
 
 
 class Watched(StoreConnection):
@@ -105,7 +108,7 @@ async def test_worker_heals_after_the_store_was_emptied(
 POISON = {
     "no header": ([b"x", b"1"], -1, "does not begin with a header"),
     "header without orders, cut off": ([b"h", b"1|sale|1"], -1, "header cannot be read"),
-    "wrong version": ([b"h", header(50, version=2)], -1, "this worker reads"),
+    "wrong version": ([b"h", header(50, version=3)], -1, "this worker reads"),
     "header of text": ([b"h", b"1|sale|one|2|3|4"], -1, "header cannot be read"),
     "header that is no ASCII": ([b"h", b"1|\xff|1|2|3|4"], -1, "header cannot be read"),
     "header with a NUL": ([b"h", b"1|sa\0le|1|2|3|4"], -1, "header out of range"),
@@ -322,9 +325,11 @@ async def test_worker_batches_do_not_exceed_what_a_transaction_wants(
     class Counting(LedgerWriter):
         sizes: list[int] = []  # noqa: RUF012 - one object
 
-        async def write(self, rows: list[OrderRow], letters: list[DeadLetter]) -> tuple[int, int]:
+        async def write(
+            self, rows: list[OrderRow], letters: list[DeadLetter], copies: Copies | None = None
+        ) -> tuple[int, int]:
             self.sizes.append(len(rows))
-            return await super().write(rows, letters)
+            return await super().write(rows, letters, copies)
 
     for n in range(8):
         await add_orders(store, SHARD, 1 + 30 * n, 30)
@@ -395,8 +400,10 @@ async def test_worker_cut_off_between_commit_and_acknowledge_writes_nothing_twic
     class Cutting(LedgerWriter):
         cuts = 3
 
-        async def write(self, rows: list[OrderRow], letters: list[DeadLetter]) -> tuple[int, int]:
-            result = await super().write(rows, letters)
+        async def write(
+            self, rows: list[OrderRow], letters: list[DeadLetter], copies: Copies | None = None
+        ) -> tuple[int, int]:
+            result = await super().write(rows, letters, copies)
             if self.cuts:
                 self.cuts -= 1
                 await store.exchange([("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")])

@@ -12,6 +12,8 @@ from core.errors import LedgerUnavailable
 from core.ledger.pool import Pool, ask, open_pool
 from core.model import ShipTo
 from tests.ledger.support import counts, row, table_locked, waiting_for_lock, whole
+from workers.copies import Copies
+from workers.copies import copies as make_copies
 from workers.entries import DeadLetter, OrderRow
 from workers.writer import LedgerWriter
 
@@ -26,9 +28,25 @@ async def other(dsn: str) -> AsyncIterator[Pool]:
     pool.terminate()
 
 
+class Copying(LedgerWriter):
+    """Tries COPY first, as with entries that nobody has read before."""
+
+    async def write(
+        self, rows: list[OrderRow], letters: list[DeadLetter], copies: Copies | None = None
+    ) -> tuple[int, int]:
+        return await super().write(rows, letters, copies or make_copies(rows))
+
+
+@pytest.fixture(params=[LedgerWriter, Copying], ids=["statement", "copy"])
+def kind(request: pytest.FixtureRequest) -> type[LedgerWriter]:
+    """Both ways into the tables keep the same promises."""
+    found: type[LedgerWriter] = request.param
+    return found
+
+
 @pytest.fixture
-def writer(ledger: Pool) -> LedgerWriter:
-    return LedgerWriter(ledger)
+def writer(kind: type[LedgerWriter], ledger: Pool) -> LedgerWriter:
+    return kind(ledger)
 
 
 async def reasons(ledger: Pool) -> dict[bytes, str]:
@@ -90,8 +108,10 @@ async def test_writer_order_twice_in_one_batch_is_once(writer: LedgerWriter, led
     assert await counts(ledger) == whole(2)
 
 
-async def test_writer_same_batches_from_two_pools_at_once_write_each_order_once(ledger: Pool, other: Pool) -> None:
-    writers = [LedgerWriter(ledger), LedgerWriter(other)]
+async def test_writer_same_batches_from_two_pools_at_once_write_each_order_once(
+    writer: LedgerWriter, other: Pool, ledger: Pool
+) -> None:
+    writers = [writer, LedgerWriter(other)]
     shuffle = random.Random(7)
     written = 0
     for round_ in range(15):
@@ -108,8 +128,10 @@ async def test_writer_same_batches_from_two_pools_at_once_write_each_order_once(
     assert await counts(ledger) == whole(600)
 
 
-async def test_writer_same_single_order_from_many_at_once_is_never_set_aside(ledger: Pool, other: Pool) -> None:
-    writers = [LedgerWriter(ledger), LedgerWriter(other)]
+async def test_writer_same_single_order_from_many_at_once_is_never_set_aside(
+    kind: type[LedgerWriter], ledger: Pool, other: Pool
+) -> None:
+    writers = [kind(ledger), kind(other)]
     for n in range(1, 61):
         one = row(n)
         results = await asyncio.gather(*(writers[k % 2].write([one], []) for k in range(8)))
@@ -191,10 +213,10 @@ async def test_writer_dead_letter_again_is_once(writer: LedgerWriter, ledger: Po
     assert len(reason) == 1_000
 
 
-async def test_writer_without_a_server_is_unavailable() -> None:
+async def test_writer_without_a_server_is_unavailable(kind: type[LedgerWriter]) -> None:
     pool = await open_pool("postgresql://nobody@127.0.0.1:1/none", "test", 5.0, size=1)
     with pytest.raises(LedgerUnavailable):
-        await LedgerWriter(pool).write([row(1)], [])
+        await kind(pool).write([row(1)], [])
     pool.terminate()
 
 

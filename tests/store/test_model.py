@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from core.wire import read_entry
 from lua.connection import SharedConnection
 from lua.reserve import Ask, ReserveCode
 from lua.scripts import ChangeCode, RestockCode, Scripts
@@ -170,7 +171,9 @@ class CampaignMachine(RuleBasedStateMachine):
         everything = self.do(contents(self.store))
         used = everything.get(sale.keys.used, {})
         assert {name.decode(): int(units) for name, units in used.items()} == dict(model.used)
-        entries = [flat[2::2] for _, flat in everything.get(sale.keys.intake, [])]
+        entries = [
+            [order_id for order_id, _ in read_entry(flat)[1]] for _, flat in everything.get(sale.keys.intake, [])
+        ]
         assert entries == model.entries
         assert sum(map(len, entries)) == found.seq
 

@@ -22,8 +22,8 @@ async def test_open_installs_stock_and_meta(store: SharedConnection, scripts: Sc
     assert await scripts.open(keys, 4, META | {"config": '{"a b":"%s"}'}, {"red": 3, "blue": 0}) is OpenCode.DONE
     assert await contents(store) == {
         keys.meta: {
-            b"epoch": b"4", b"deployment": b"", b"seq": b"0", b"reopen": b"0", b"state": b"paused", b"version": b"1",
-            b"config": b'{"a b":"%s"}',
+            b"epoch": b"4", b"layout": b"2", b"deployment": b"", b"seq": b"0", b"reopen": b"0", b"state": b"paused",
+            b"version": b"1", b"config": b'{"a b":"%s"}',
         },
         keys.stock: {
             b"red": b"3", b"a:red": b"3", b"h:red": b"0", b"s:red": b"0",

@@ -6,7 +6,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from core.model import ShipTo
-from core.wire import TAIL_BYTES, Header, Placed, decode_held, decode_placed, encode, read_header, read_hold, read_stamp
+from core.wire import TAIL_BYTES, Header, Placed, decode_held, decode_placed, encode, read_entry, read_hold, read_stamp
 from lua.connection import SharedConnection
 from lua.reserve import Ask, ReserveCode
 from tests.support import StoreSale, raw_reserve, reading, tell
@@ -19,8 +19,7 @@ async def entries(store: SharedConnection, sale: StoreSale) -> list[Entry]:
     """The entries of the sale's intake: header, and the orders in their order."""
     found: list[Entry] = []
     for _, flat in await tell(store, "XRANGE", sale.keys.intake, "-", "+"):
-        assert flat[0] == b"h"
-        found.append((read_header(flat[1]), list(zip(flat[2::2], flat[3::2], strict=True))))
+        found.append(read_entry(flat))
     return found
 
 
@@ -30,7 +29,7 @@ async def test_reserve_entry_is_what_was_accepted(store: SharedConnection) -> No
     [reply] = await raw_reserve(store, sale, [asks])
     assert reply[PAY_BY_MS] == reply[NOW_MS] + 5_000
     [(header, orders)] = await entries(store, sale)
-    assert header == Header(sale.campaign, 1, reply[NOW_MS], reply[PAY_BY_MS], 1)
+    assert header == Header(sale.campaign, 1, reply[NOW_MS], reply[PAY_BY_MS], 1, 2)
     assert orders == [(a.order_id, a.held) for a in (asks[0], asks[3])]
     placed = decode_placed(orders[0][1])
     assert (placed.channel, placed.request_key, placed.buyer_id, placed.items) == ("app", "k", "a", [("red", 1, 100)])
@@ -136,4 +135,4 @@ async def test_reserve_entry_is_read_as_it_is_by_a_group(store: SharedConnection
     reply = await tell(store, "XREADGROUP", "GROUP", "g", "c", "STREAMS", sale.keys.intake, ">")
     assert not isinstance(reply, RedisError)
     [[_, [[_, flat]]]] = reply
-    assert flat[2:] == [ask.order_id, ask.held]
+    assert flat[2:] == [b"o", ask.order_id + len(ask.held).to_bytes(4, "big") + ask.held]

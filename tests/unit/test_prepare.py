@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from core.errors import Invalid
 from core.ids import IdSource, campaign_tag, shard_of, tag_of
 from core.model import OrderRequest
-from core.wire import decode_held, decode_placed
+from core.wire import decode_held, decode_placed, request_field
 from gateway.catalogue import Sale
 from gateway.prepare import ChannelNotAllowed, SkuUnknown, canonical_ip, prepare
 from lua.keys import buyer_slot, home_shards
@@ -31,7 +31,8 @@ def ask(of: Sale | None = None, channel: str = "app", key: str = "k", **body: An
 
 def test_prepare_makes_the_ask_of_one_line() -> None:
     made = ask(client_ip="10.0.0.1", device_id="d")
-    assert (made.field, made.buyer_id, made.client_ip, made.device_id) == (b"app\0k", "b", "10.0.0.1", "d")
+    assert made.field == request_field("app", "k")
+    assert (made.buyer_id, made.client_ip, made.device_id) == ("b", "10.0.0.1", "d")
     assert made.lines == ("red", 2)
     assert made.placed == b""
     held = decode_held(made.held)
@@ -114,7 +115,7 @@ def test_prepare_two_lines_of_one_sku_are_refused() -> None:
 
 def test_prepare_channel_of_another_campaign_is_refused() -> None:
     of = sale(channels=["web"])
-    assert ask(of, channel="web").field == b"web\0k"
+    assert ask(of, channel="web").field == request_field("web", "k")
     with pytest.raises(ChannelNotAllowed) as caught:
         ask(of)
     assert (caught.value.status, caught.value.code) == (403, "channel_not_allowed")

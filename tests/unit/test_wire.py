@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core.model import ShipTo
 from core.wire import (
+    FIELD_BYTES,
     TAIL_BYTES,
     EntryInvalid,
     Header,
@@ -21,9 +22,13 @@ from core.wire import (
     encode,
     fingerprint,
     has_units,
+    orders_of,
+    read_entry,
     read_header,
     read_hold,
     read_stamp,
+    request_field,
+    write_entry,
 )
 
 items = st.lists(st.tuples(st.text(max_size=64), st.integers(1, 1_000), st.integers(0, 10**12)), max_size=20)
@@ -99,7 +104,10 @@ def test_header_reads_back() -> None:
 @pytest.mark.parametrize(
     ("raw", "why"),
     [
-        (b"2|a|1|2|3|4", r"entry version b'2', this worker reads b'1'"),
+        (b"3|a|1|2|3|4|1", "entry version b'3', this worker reads 1 and 2"),
+        (b"2|a|1|2|3|4", "header cannot be read"),
+        (b"2|a|1|2|3|4|0", "header cannot be read"),
+        (b"2|a|1|2|3|4|5|6", "header cannot be read"),
         (b"|a|1|2|3|4", "entry version b''"),
         (b"", "header cannot be read"),
         (b"1|a|1|2|3", "header cannot be read"),
@@ -148,4 +156,40 @@ def test_fingerprint_does_not_depend_on_the_price() -> None:
 
 
 def test_fingerprint_is_the_same_in_every_process() -> None:
-    assert fingerprint("b1", ITEMS, "", None).hex() == "955fa3bb8fc1fed9"
+    assert fingerprint("b1", ITEMS, "", None).hex() == "1a8d6811bcceeb28"
+
+
+V1 = [b"h", b"1|summer|3|1700000000000|1700000900000|42", b"a" * 16, b"one", b"b" * 16, b""]
+ORDERS = [(b"a" * 16, b"one"), (b"b" * 16, b"")]
+
+
+def test_entry_of_an_older_version_is_still_read() -> None:
+    assert read_entry(V1) == (Header("summer", 3, 1_700_000_000_000, 1_700_000_900_000, 42), ORDERS)
+
+
+@given(st.lists(st.tuples(st.binary(min_size=16, max_size=16), st.binary(max_size=3_000)), min_size=1, max_size=5))
+def test_entry_reads_back(orders: list[tuple[bytes, bytes]]) -> None:
+    header = Header("summer", 3, 1_700_000_000_000, 1_700_000_900_000, 42)
+    assert read_entry(write_entry(header, orders)) == (header._replace(orders=len(orders)), orders)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [], [b"h"], [b"x", V1[1]], [b"h", b"2|summer|3|1|2|42|1"], [b"h", b"2|summer|3|1|2|42|1", b"o", b""],
+        [b"h", b"2|summer|3|1|2|42|1", b"x", orders_of([b"a" * 16], [b"one"])],
+        [b"h", b"2|summer|3|1|2|42|2", b"o", orders_of([b"a" * 16], [b"one"])],
+        [b"h", b"2|summer|3|1|2|42|1", b"o", orders_of([b"a" * 16], [b"one"])[:-1]],
+        [b"h", b"2|summer|3|1|2|42|1", b"o", orders_of([b"a" * 16], [b"one"]) + b"a"],
+    ],
+)  # fmt: skip
+def test_entry_that_is_not_whole_is_refused(fields: list[bytes]) -> None:
+    with pytest.raises(EntryInvalid):
+        read_entry(fields)
+
+
+def test_request_field_tells_channels_and_keys_apart_and_is_the_same_in_every_process() -> None:
+    fields = {request_field(*pair) for pair in (("app", "k"), ("app", "k2"), ("web", "k"), ("ap", "pk"))}
+    assert {len(field) for field in fields} == {FIELD_BYTES}
+    assert len(fields) == 4
+    assert request_field("app", "k").hex() == "b2f392601266924a68530539"

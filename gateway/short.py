@@ -1,0 +1,178 @@
+"""The short way of a plain order: from the parser into the queue, from the store's answer into the socket.
+
+Nothing is decided here that the long way (gateway/orders.py) decides otherwise: what is not plain (a wrong key, a body
+that cannot be read, a campaign not known yet) is handed to it whole.
+"""
+
+import asyncio
+import logging
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from core.errors import Fault, Invalid, Overloaded, StoreUnavailable
+from core.model import PlainOrder
+from core.settings import Settings
+from gateway.access import Access
+from gateway.catalogue import Sale
+from gateway.orders import valid_key
+from gateway.problems import Problem, fault, problem, refusal
+from gateway.replies import OrderReply
+from gateway.take import Taker
+from lua.reserve import Ask, Fenced, Outcome, ReserveCode
+
+if TYPE_CHECKING:
+    from gateway.http import BoundedProtocol
+
+logger = logging.getLogger("rushgate.gateway")
+
+REPLAYED = ReserveCode.REPLAYED
+# What the long way says more about: nothing was queued.
+NOT_PLAIN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Invalid, Overloaded)
+decode_plain = msgspec.json.Decoder(PlainOrder).decode
+LAST = b"\r\nconnection: close\r\n"
+
+
+def problem_reply(found: Problem, retry_after_s: int) -> bytes:
+    """A problem with its head, as the long way sends it."""
+    body = msgspec.json.encode(found)
+    more = b"retry-after: %d\r\n" % retry_after_s if found.status == 503 else b""
+    return b"%bcontent-type: application/problem+json\r\ncontent-length: %d\r\n%b\r\n%b" % (
+        STATUS_LINE[found.status], len(body), more, body,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4_096)
+def refusal_reply(code: ReserveCode, detail: str) -> bytes:
+    """The whole answer of a refused order, made once."""
+    return problem_reply(refusal(code, detail), 0)
+
+
+class ShortWay:
+    """What the orders of a process share."""
+
+    def __init__(self, settings: Settings, access: Access, taker: Taker) -> None:
+        self.taker = taker
+        self.body_bytes = settings.body_bytes
+        self.retry_after_s = settings.retry_after_s
+        self.reply = OrderReply(settings.public_url.rstrip("/"), settings.durability)
+        self._channel = access.channel
+        self.sales = taker.catalogue.sales
+
+    def take(self, protocol: "BoundedProtocol", campaign: bytes, heads: dict[bytes, bytes], body: bytes) -> bool:
+        """Whether the order is answered or in the queue; otherwise nothing has happened: it goes the long way."""
+        sale = self.sales.get(campaign.decode("latin-1"))
+        channel = self._channel(heads.get(b"authorization", b""))
+        key = heads.get(b"idempotency-key", b"")
+        if sale is None or channel is None or not valid_key(key) or len(body) > self.body_bytes:
+            return False
+        try:
+            order = decode_plain(body)
+            if not order.plain():
+                return False
+            request_key = key.decode()
+            short = ShortOrder(self, protocol, sale, channel, request_key, order)
+            self.taker.start(channel, request_key, order, short)
+        except NOT_PLAIN:
+            return False
+        except Exception:
+            logger.exception("short way failed")  # else the parser would call it bad HTTP
+            return False
+        if not short.response_complete:
+            protocol.begin_short(short)
+        return True
+
+
+class _Wakes:
+    def set(self) -> None:
+        """Nothing waits."""
+
+
+class ShortOrder:
+    """One order under way: gateway.take.Started, and to uvicorn a request in flight."""
+
+    __slots__ = (
+        "_channel", "_key", "_order", "_protocol", "_way", "ask", "disconnected", "keep_alive", "response_complete",
+        "sale", "since_s", "slot",
+    )  # fmt: skip
+    message_event = _Wakes()
+    slot: int
+    ask: Ask
+    since_s: float
+
+    def __init__(
+        self, way: ShortWay, protocol: "BoundedProtocol", sale: Sale, channel: str, key: str, order: PlainOrder
+    ) -> None:
+        self._way = way
+        self._protocol = protocol
+        self.sale = sale
+        self._channel = channel
+        self._key = key
+        self._order = order
+        self.disconnected = self.response_complete = False
+        self.keep_alive = True
+
+    def done(self) -> bool:
+        """Whether it has its answer. Never for a client that is gone: others ask for the order by its key."""
+        return self.response_complete
+
+    def set_result(self, outcome: Outcome) -> None:
+        if self._way.taker.stands(self.sale, outcome):
+            self.tell(outcome)
+        else:
+            self._finish_later(outcome)
+
+    def set_exception(self, exc: Exception) -> None:
+        if isinstance(exc, Fenced):
+            self._finish_later(exc)
+        else:
+            self._fail(exc)
+
+    def _fail(self, exc: Exception) -> None:
+        if isinstance(exc, Overloaded) and exc.retry_after_s:
+            return self._write(problem_reply(fault(exc), exc.retry_after_s))
+        found = fault(exc) if isinstance(exc, Fault) else problem("internal")
+        return self._write(problem_reply(found, self._way.retry_after_s))
+
+    def tell(self, outcome: Outcome) -> None:
+        """The client has this outcome."""
+        if outcome.code <= REPLAYED:
+            replayed = outcome.code is REPLAYED
+            self._write(self._way.reply.whole(outcome.order_id, outcome.pay_by_ms, replayed))
+        else:
+            self._write(refusal_reply(outcome.code, outcome.detail))
+
+    def _write(self, reply: bytes) -> None:
+        self.response_complete = True
+        protocol = self._protocol
+        transport = protocol.transport
+        if self.disconnected or transport.is_closing():
+            return
+        if self.keep_alive and not protocol.server_state.default_headers:
+            transport.write(reply)
+        else:  # the server stops
+            transport.write(reply.replace(b"\r\n", LAST, 1))
+            transport.close()
+        protocol.end_short(self)
+
+    def _finish_later(self, said: Outcome | Fenced) -> None:
+        tasks = self._protocol.server_state.tasks
+        task = self._protocol.loop.create_task(self._finish(said))
+        tasks.add(task)  # the server waits for it when it stops
+        task.add_done_callback(tasks.discard)
+
+    async def _finish(self, said: Outcome | Fenced) -> None:
+        """Answered, whatever comes."""
+        finish = self._way.taker.finish
+        try:
+            self.tell(await finish(self.sale, self._channel, self._key, self._order, self.slot, self.ask, said))
+        except Fault as exc:
+            self._fail(exc)
+        except asyncio.CancelledError:
+            # Nobody else cancels it: this process stops, and its grace is over.
+            self._fail(StoreUnavailable("the gateway stops"))
+        except Exception as exc:
+            logger.exception("request failed")
+            self._fail(exc)
