@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run up test test-debian check format docs lock clean bench faults soak
+.PHONY: help install run up test test-debian check format docs report lock clean bench bench-micro bench-peers faults soak
 
 help: ## show this help
 	@echo "Rushgate: takes the orders of a flash sale. Targets:"
@@ -58,6 +58,16 @@ soak: $(STAMP) ## steady load with restarts, judged, flat after each drain? MINU
 
 bench: $(STAMP) ## the figures of docs/performance.md on this machine
 	@$(BIN)/python -m bench
+
+bench-peers: $(STAMP) ## Rushgate beside FastAPI, Fastify, nginx + Lua and a bare echo, one run (20 minutes)
+	@$(BIN)/python -m bench.peers.install
+	@$(BIN)/python -m bench peers sold_out
+
+bench-micro: $(STAMP) ## the hot functions against their stored ratios; fails at more than 20 %
+	@$(BIN)/python -m bench.micro
+
+report: $(STAMP) ## the tables of docs/performance.md and of the README from bench/results
+	@$(BIN)/python -m bench.report
 
 lock: $(STAMP) ## resolve the dependencies again and pin them with hashes
 	@$(BIN)/pip-compile -q --all-extras --generate-hashes --allow-unsafe --strip-extras \

@@ -1,4 +1,4 @@
-"""`python -m bench [PART …]`: measures, prints with spread, keeps JSON in bench/results/."""
+"""`python -m bench [PART …]`: measures, prints with spread, keeps JSON and plots in bench/results/."""
 
 import argparse
 import asyncio
@@ -9,7 +9,22 @@ from typing import Any
 
 import uvloop
 
-from bench import drain, expiry, intake, life, overload, rebuild, relay, store
+from bench import (
+    batch,
+    drain,
+    end_to_end,
+    expiry,
+    footprint,
+    growth,
+    intake,
+    life,
+    overload,
+    rebuild,
+    relay,
+    side_by_side,
+    sold_out,
+    store,
+)
 from bench.environment import environment, save
 from bench.services import Services, services
 
@@ -17,13 +32,20 @@ PARTS: dict[str, Callable[[Services], Awaitable[dict[str, Any]]]] = {
     "store": store.measure,
     "durability": store.measure_levels,
     "intake": intake.measure,
+    "batch": batch.measure,
     "drain": drain.measure,
+    "end_to_end": end_to_end.measure,
+    "growth": growth.measure,
+    "footprint": footprint.measure,
     "relay": relay.measure,
     "expiry": expiry.measure,
     "life": life.measure,
     "overload": overload.measure,
     "rebuild": rebuild.measure,
+    "peers": side_by_side.measure,
+    "sold_out": sold_out.measure,
 }
+WITH_OTHERS = ("peers", "sold_out")  # `make bench-peers` installs what they need
 
 
 async def run(names: list[str]) -> None:
@@ -39,16 +61,21 @@ async def run(names: list[str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    default = [name for name in PARTS if name not in WITH_OTHERS]
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all but {', '.join(WITH_OTHERS)})"
+    )
     parser.add_argument("--orders", type=int, default=life.ORDERS, help="of life (default: %(default)s)")
     parser.add_argument("--away-s", type=float, default=life.AWAY_S, help="of life's warehouse (default: %(default)s)")
+    parser.add_argument("--to", type=int, default=growth.TO, help="orders of growth (default: %(default)s)")
     args = parser.parse_args()
     unknown = set(args.parts) - set(PARTS)
     if unknown:
         parser.error(f"no part is called {', '.join(sorted(unknown))}")
     PARTS["life"] = partial(life.measure, orders=args.orders, away_s=args.away_s)
+    PARTS["growth"] = partial(growth.measure, to=args.to)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(args.parts or list(PARTS)))
+        runner.run(run(args.parts or default))
     return 0
 
 

@@ -1,45 +1,104 @@
 """The store alone: CPU per order of `reserve` at several batch sizes, and what each durability level costs."""
 
+import hashlib
 import time
+from pathlib import Path
 from typing import Any
 
+from redis.exceptions import RedisError
+
+from bench import plot
 from bench.environment import cpu_s, pin, shown, spread
+from bench.processes import own_cpu_s
 from bench.services import Services, asks, services
 from gateway.catalogue import Sale
-from lua.connection import StoreConnection
+from lua.connection import Command, StoreConnection
 from lua.durability import Durability, Level
 from lua.reserve import ReserveCode, pack, read
 from lua.source import LuaSource
 
-BATCHES = (1, 16, 64, 256)
+BATCHES = (1, 16, 64, 256, 512)
 ORDERS = 20_480  # a round; a multiple of all batch sizes
-ROUNDS = 5
+ROUNDS = 7
 DEPTH = 4  # calls in one exchange: some are under way while others are decided
+PER_ORDER = Path(__file__).parent / "peers" / "order.lua"
 
 
-async def measure(services: Services) -> dict[str, Any]:
-    """CPU-us per order of the store process, and orders/s with one client, by batch size; rounds interleaved."""
-    pid = services.store_process.pid
+async def measure(own: Services, rounds: int = ROUNDS) -> dict[str, Any]:
+    """CPU-us per order of the store process, and orders/s with one client, by batch size; rounds interleaved.
+
+    With fsync and without, each on a store of its own; beside them the peers' script, which decides one order a call.
+    """
+    print(f"\nstore CPU per accepted order, {DEPTH} calls in flight; a call an order: {DEPTH * 64} in flight")
+    with_fsync = await _sizes(own, "fsync", rounds)
+    async with services("memory") as other:
+        without = await _sizes(other, "memory", rounds)
+    result = {
+        size: {
+            "cpu_us_per_order": with_fsync[size][0], "orders_per_s": with_fsync[size][1],
+            "without_fsync_us": without[size][0], "without_fsync_per_s": without[size][1],
+        }
+        for size in with_fsync
+    }  # fmt: skip
+    groups: dict[str, dict[str, dict[str, float]]] = {
+        words: {"fsync": found["cpu_us_per_order"], "no file": found["without_fsync_us"]}
+        for words, found in ((_words(size), result[size]) for size in result)
+    }
+    plot.bars("store", "Store CPU per accepted order", "us", groups, more_is_better=False)
+    alone = result.pop("script")
+    return {"store": result, "script_per_order": {"one order a call": alone}}
+
+
+def _words(size: str) -> str:
+    return "a script call an order" if size == "script" else f"reserve, {size} a call"
+
+
+async def _sizes(own: Services, durability: Durability, rounds: int) -> dict[str, tuple[dict[str, float], ...]]:
+    """CPU per order and orders/s, by batch size; `script`: of the peers' script."""
+    pid = own.store_process.pid
     assert pid is not None
     pin(pid, [0])
-    connection = StoreConnection(services.settings.store_url, "fsync", 60.0, "bench")
-    cost: dict[int, list[float]] = {b: [] for b in BATCHES}
-    rate: dict[int, list[float]] = {b: [] for b in BATCHES}
+    connection = StoreConnection(own.settings.store_url, Level.of(own.settings), 60.0, "bench")
+    found: dict[str, list[tuple[float, float]]] = {size: [] for size in (*map(str, BATCHES), "script")}
     done = 0
-    for n in range(ROUNDS):
+    for n in range(rounds):
         for batch in BATCHES:
-            sale = await services.open_sale(f"store-{n}-{batch}")
+            sale = await own.open_sale(f"store-{n}-{batch}")
             orders = ORDERS if batch > 1 else ORDERS // 5
-            us, per_s = await _round(connection, sale, pid, batch, orders, done)
+            found[str(batch)].append(await _round(connection, sale, pid, batch, orders, done))
             done += orders
-            cost[batch].append(us)
-            rate[batch].append(per_s)
-            await services.store.exchange([("DEL", sale.keys[0].intake)])
+            keys = sale.keys[0]
+            await own.store.exchange([("DEL", keys.intake, keys.requests, keys.holds, keys.used)])
+        found["script"].append(await _order_by_order(connection, pid, ORDERS // 2, done))
+        done += ORDERS // 2
     await connection.close()
-    print(f"\nstore CPU per accepted order, fsync before each reply, {DEPTH} calls in flight")
-    for batch in BATCHES:
-        print(f"  batch {batch:>3}   {shown(cost[batch], 'us', 2):<48} {shown(rate[batch], 'orders/s')}")
-    return {"store": {str(b): {"cpu_us_per_order": spread(cost[b]), "orders_per_s": spread(rate[b])} for b in BATCHES}}
+    for size, of in found.items():
+        us, per_s = ([pair[i] for pair in of] for i in (0, 1))
+        print(f"  {durability:<7}{_words(size):<24} {shown(us, 'us', 2):<40} {shown(per_s, 'orders/s')}")
+    return {size: tuple(spread([pair[i] for pair in of]) for i in (0, 1)) for size, of in found.items()}
+
+
+async def _order_by_order(connection: StoreConnection, pid: int, orders: int, first: int) -> tuple[float, float]:
+    """The script of the peers, one call an order, as many orders in flight as with batches of 64."""
+    text = PER_ORDER.read_bytes()
+    script = LuaSource("order", text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
+    names = [b"bench:%b" % name for name in (b"stock", b"buyers", b"requests", b"orders")]
+    await connection.exchange([("DEL", *names), ("HSET", names[0], "phone-red", orders)])
+    lines = '"items":[{"sku":"phone-red","quantity":1,"price":129900}],"client_ip":"10.1.2.3"'
+    calls: list[Command] = []
+    for n in range(first, first + orders):
+        buyer, key, order = f"b{n:011d}", f"{n:08d}-0000-4000-8000-000000000000", f"{n:08d}-0000-7000-8000-000000000000"
+        body = f'{{"buyer_id":"{buyer}",{lines},"device_id":"d-{n:014d}"}}'
+        calls.append((4, *names, key, f"{order} 1790000000000", order, body, buyer, 2, "phone-red", 1))
+    cpu_before_s, began_s = own_cpu_s(pid), time.perf_counter()
+    replies = []
+    for n in range(0, orders, DEPTH * 64):
+        replies += await connection.run(script, calls[n : n + DEPTH * 64])
+    took_s, used_s = time.perf_counter() - began_s, own_cpu_s(pid) - cpu_before_s
+    wrong = [reply for reply in replies if isinstance(reply, RedisError) or reply[0] != 0]
+    assert not wrong, f"{len(wrong)} of {orders} not accepted: {wrong[:1]}"
+    await connection.exchange([("DEL", *names)])
+    return used_s / orders * 1e6, orders / took_s
 
 
 LEVELS: tuple[Durability, ...] = ("memory", "fsync", "replicated")
@@ -97,11 +156,11 @@ async def _round(
     script = LuaSource.read("reserve")
     batches = [asks(sale, first + n, batch) for n in range(0, orders, batch)]
     calls = [pack(sale.keys[0], sale.campaign, sale.epoch, b) for b in batches]
-    cpu_before_s, began_s = cpu_s(pid), time.perf_counter()
+    cpu_before_s, began_s = own_cpu_s(pid), time.perf_counter()
     replies = []
     for n in range(0, len(calls), DEPTH):
         replies += await connection.run(script, calls[n : n + DEPTH])
-    took_s, used_s = time.perf_counter() - began_s, cpu_s(pid) - cpu_before_s
+    took_s, used_s = time.perf_counter() - began_s, own_cpu_s(pid) - cpu_before_s
     accepted = sum(
         outcome.code is ReserveCode.ACCEPTED
         for reply, b in zip(replies, batches, strict=True)
