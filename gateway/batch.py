@@ -158,6 +158,10 @@ class Line:
     def done(self) -> bool:
         return self._told
 
+    def accepted(self, pay_by_ms: int) -> None:
+        key = encode(self._order.request_key)
+        self._fill(self._lot.endpoint.reply.line(key, self.ask.order_id, pay_by_ms, False))
+
     def set_result(self, outcome: Outcome) -> None:
         if Taker.stands(self.sale, outcome):
             self.tell(outcome)

@@ -17,7 +17,19 @@ from gateway.room import Room
 from gateway.watch import StoreWatch
 from lua.connection import Command, StoreConnection
 from lua.durability import Unconfirmed
-from lua.reserve import MAX_LINES, Answers, Ask, Fenced, Lease, Outcome, pack, read
+from lua.reserve import (
+    MAX_LINES,
+    AllAccepted,
+    Answers,
+    Ask,
+    Fenced,
+    Lease,
+    Outcome,
+    ReserveCode,
+    all_accepted,
+    pack,
+    read,
+)
 from lua.source import LuaSource
 
 logger = logging.getLogger("rushgate.gateway")
@@ -47,6 +59,9 @@ class Waiting(Protocol):
     def done(self) -> bool:
         """Whether nobody waits any more."""
 
+    def accepted(self, pay_by_ms: int, /) -> None:
+        """The store's answer is ACCEPTED, under the id that it was asked with."""
+
     def set_result(self, outcome: Outcome, /) -> None:
         """The store's answer."""
 
@@ -68,6 +83,9 @@ class Awaited:
 
     def done(self) -> bool:
         return self.answer.done()
+
+    def accepted(self, pay_by_ms: int) -> None:
+        self.answer.set_result(Outcome(ReserveCode.ACCEPTED, self.ask.order_id, pay_by_ms))
 
     def set_result(self, outcome: Outcome) -> None:
         self.answer.set_result(outcome)
@@ -289,6 +307,10 @@ class Intake:
             return isinstance(exc.__cause__, TimeoutError)  # it took too long: fewer at once, and fewer wait
         refused: StoreUnavailable | None = None
         for group, reply in zip(groups, replies, strict=True):
+            found = all_accepted(reply)
+            if found is not None:
+                self._hand_out_accepted(group, found, connection.run_id)
+                continue
             try:
                 answers = read(reply, [w.ask for w in group.waiting])
             except (Fenced, StoreUnavailable) as exc:
@@ -303,6 +325,15 @@ class Intake:
         else:
             self._watch.lost(refused, refused=True)
         return refused is None
+
+    def _hand_out_accepted(self, group: Group, found: AllAccepted, run_id: str) -> None:
+        self.on_seq(group.sale, group.slot, found.seq, run_id)
+        pay_by_ms = found.pay_by_ms
+        for waiting in group.waiting:
+            if not waiting.done():
+                waiting.accepted(pay_by_ms)
+        if found.version != group.sale.version:
+            self.on_version(group.sale, found.version)
 
     def _hand_out(self, group: Group, answers: Answers, sent_s: float, run_id: str) -> None:
         sale, slot = group.sale, group.slot

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from core.errors import Invalid
 from core.ids import IdSource
 from core.model import AnyOrder, Item, PlainItem
-from core.wire import Held, Placed, encode, fingerprint, request_field
+from core.wire import Placed, encode, fingerprint, request_field
 from gateway.catalogue import Sale
 from lua.keys import buyer_slot
 from lua.reserve import Ask
@@ -33,26 +33,32 @@ def prepare(ids: IdSource, sale: Sale, channel: str, request_key: str, order: An
     if sale.channels is not None and channel not in sale.channels:
         raise ChannelNotAllowed(f"campaign {sale.campaign} is not for channel {channel}")
     prices = sale.prices
+    wanted: Sequence[Item | PlainItem] = order.items
     items: list[tuple[str, int, int]] = []
     amount = 0
-    wanted: Sequence[Item | PlainItem] = order.items
     for n, item in enumerate(wanted):
-        price = prices.get(item.sku)
+        sku, quantity = item.sku, item.quantity
+        price = prices.get(sku)
         if price is None:
-            raise SkuUnknown(f"campaign {sale.campaign} does not sell {item.sku}", f"items[{n}].sku")
-        items.append((item.sku, item.quantity, price))
-        amount += price * item.quantity
-    if sale.discounts:
-        amount -= discount(sale.discounts, amount)
-    if len(items) > 1:
+            raise SkuUnknown(f"campaign {sale.campaign} does not sell {sku}", f"items[{n}].sku")
+        items.append((sku, quantity, price))
+        amount += price * quantity
+    lines: tuple[str | int, ...]
+    if len(items) == 1:
+        lines = (sku, quantity)
+    else:
         items.sort()
         for n in range(1, len(items)):
             if items[n][0] == items[n - 1][0]:
                 raise Invalid(f"sku {items[n][0]} stands in two lines: give one line with the sum", "items")
+        lines = tuple(part for line in items for part in line[:2])
+    if sale.discounts:
+        amount -= discount(sale.discounts, amount)
     client_ip = canonical_ip(order.client_ip) if order.client_ip else ""
     device_id = order.device_id or ""
     buyer_id = order.buyer_id
-    held = encode(Held(channel, request_key, buyer_id, items, amount, sale.currency, client_ip, device_id))
+    # As a Held, which is an array: a tuple is made in a third of the time.
+    held = encode((channel, request_key, buyer_id, items, amount, sale.currency, client_ip, device_id))
     placed = b""
     if order.ship_to is not None:
         placed = encode(
@@ -69,10 +75,6 @@ def prepare(ids: IdSource, sale: Sale, channel: str, request_key: str, order: An
             )
         )
     slot = buyer_slot(buyer_id, sale.spread) if sale.spread > 1 else 0
-    if len(items) == 1:
-        lines: tuple[str | int, ...] = items[0][:2]
-    else:
-        lines = tuple(part for item in items for part in item[:2])
     return slot, Ask(
         request_field(channel, request_key),
         ids.new(sale.shards[slot], sale.tag),

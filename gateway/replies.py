@@ -3,6 +3,7 @@
 from binascii import hexlify
 from datetime import UTC, datetime
 from functools import lru_cache
+from struct import Struct
 from typing import Any
 
 import msgspec
@@ -88,10 +89,12 @@ class OrderReply:
         return self._end
 
 
+_groups = Struct("8s4s4s4s12s").unpack
+
+
 def _text_of(order_id: bytes) -> bytes:
     # As core.ids.text_of, in bytes: one string less for each order.
-    h = hexlify(order_id)
-    return b"%b-%b-%b-%b-%b" % (h[:8], h[8:12], h[12:16], h[16:20], h[20:])
+    return b"-".join(_groups(hexlify(order_id)))
 
 
 async def send_accepted(send: Send, body: bytes, location: bytes, replayed: bool) -> None:

@@ -17,7 +17,7 @@ from core.model import PlainOrder
 from core.settings import Settings
 from gateway.access import Access
 from gateway.catalogue import Sale
-from gateway.orders import valid_key
+from gateway.orders import MAX_KEY
 from gateway.problems import Problem, fault, problem, refusal
 from gateway.replies import OrderReply
 from gateway.take import Taker
@@ -66,13 +66,13 @@ class ShortWay:
         sale = self.sales.get(campaign.decode("latin-1"))
         channel = self._channel(heads.get(b"authorization", b""))
         key = heads.get(b"idempotency-key", b"")
-        if sale is None or channel is None or not valid_key(key) or len(body) > self.body_bytes:
+        if sale is None or channel is None or not 0 < len(key) <= MAX_KEY or len(body) > self.body_bytes:
             return False
         try:
             order = decode_plain(body)
-            if not order.plain():
-                return False
             request_key = key.decode()
+            if not order.plain(request_key):
+                return False
             short = ShortOrder(self, protocol, sale, channel, request_key, order)
             self.taker.start(channel, request_key, order, short)
         except NOT_PLAIN:
@@ -117,6 +117,9 @@ class ShortOrder:
     def done(self) -> bool:
         """Whether it has its answer. Never for a client that is gone: others ask for the order by its key."""
         return self.response_complete
+
+    def accepted(self, pay_by_ms: int) -> None:
+        self._write(self._way.reply.whole(self.ask.order_id, pay_by_ms, False))
 
     def set_result(self, outcome: Outcome) -> None:
         if self._way.taker.stands(self.sale, outcome):

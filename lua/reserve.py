@@ -70,6 +70,14 @@ class Answers(NamedTuple):
     seq: int  # the number of the last order that was accepted on the shard
 
 
+class AllAccepted(NamedTuple):
+    """The reply to a call of which all requests were accepted, each under the id that it came with."""
+
+    version: int
+    pay_by_ms: int
+    seq: int  # as of Answers
+
+
 class Fenced(CampaignLost):
     """The store has no such campaign, or another epoch of it, on this shard. Nothing was written."""
 
@@ -106,6 +114,14 @@ def pack(keys: SaleKeys, campaign: str, epoch: int, asks: Sequence[Ask]) -> Comm
 def _names(kind: str, whose: Sequence[str]) -> bytes:
     """The limit counters of one kind, as the script wants them."""
     return encode([who and kind + who for who in whose]) if any(whose) else b""
+
+
+def all_accepted(reply: Reply) -> AllAccepted | None:
+    """What a whole batch was told, if all of it was accepted, as nearly all batches are; otherwise `read` tells."""
+    if isinstance(reply, RedisError):
+        return None
+    fenced, _now_ms, pay_by_ms, version, codes, _details, _leases, seq = reply
+    return None if fenced or codes else AllAccepted(version, pay_by_ms, seq)
 
 
 def read(reply: Reply, asks: Sequence[Ask]) -> Answers:
