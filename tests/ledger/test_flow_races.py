@@ -190,7 +190,9 @@ async def test_control_without_guard_every_order_has_two_winners(
     tasks = [go(*who) for who in doers] + ([expire()] if expires else [])
     async with asyncio.timeout(30.0):
         await asyncio.gather(*tasks)
-    assert len(await faulty(ledger, sale.campaign)) == len(every)
+    found = len(await faulty(ledger, sale.campaign))
+    # `repaid` looks once more behind the meeting: on a busy machine one of a pair is through before the other looks.
+    assert found > 0 if race == "repaid, repaid again" else found == len(every)
 
 
 class Meeting:
