@@ -190,9 +190,7 @@ async def test_control_without_guard_every_order_has_two_winners(
     tasks = [go(*who) for who in doers] + ([expire()] if expires else [])
     async with asyncio.timeout(30.0):
         await asyncio.gather(*tasks)
-    found = len(await faulty(ledger, sale.campaign))
-    # `repaid` looks once more behind the meeting: on a busy machine one of a pair is through before the other looks.
-    assert found > 0 if race == "repaid, repaid again" else found == len(every)
+    assert len(await faulty(ledger, sale.campaign)) == len(every)
 
 
 class Meeting:
@@ -204,7 +202,10 @@ class Meeting:
         for module in (moves, refunds, expiry):
             monkeypatch.setattr(module, "query", blind)
         monkeypatch.setattr(refunds, "advance", partial(self._after_meeting, moves.advance))
-        monkeypatch.setattr("core.desk.orders.repaid", partial(self._after_meeting, repaid))
+        if race == "repaid, repaid again":  # its last read that matters is in `repaid` itself
+            monkeypatch.setattr(refunds, "_finish", partial(self._after_meeting, refunds._finish))
+        else:
+            monkeypatch.setattr("core.desk.orders.repaid", partial(self._after_meeting, repaid))
         # Of a cancel the last read that matters is what can still go back, or whether money is due; else the state.
         if race == "refund in part, cancel":
             monkeypatch.setattr(moves, "totals", partial(self._before_meeting, moves.totals))
