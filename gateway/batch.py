@@ -14,7 +14,7 @@ from gateway.body import Gone, TooLarge, decode, read_body
 from gateway.catalogue import Sale
 from gateway.problems import Problem, fault, problem, refusal
 from gateway.replies import OrderReply, send_problem, unread
-from gateway.take import Taker
+from gateway.take import Taker, Told
 from lua.reserve import Ask, Fenced, Outcome, ReserveCode
 
 logger = logging.getLogger("rushgate.gateway")
@@ -140,7 +140,7 @@ class Lot:
         return self._answers
 
 
-class Line:
+class Line(Told):
     """One line under way: gateway.take.Started."""
 
     __slots__ = ("_lot", "_order", "_place", "_told", "ask", "sale", "since_s", "slot")
@@ -162,18 +162,6 @@ class Line:
         key = encode(self._order.request_key)
         self._fill(self._lot.endpoint.reply.line(key, self.ask.order_id, pay_by_ms, False))
 
-    def set_result(self, outcome: Outcome) -> None:
-        if Taker.stands(self.sale, outcome):
-            self.tell(outcome)
-        else:
-            self._finish_later(outcome)
-
-    def set_exception(self, exc: Exception) -> None:
-        if isinstance(exc, Fenced):
-            self._finish_later(exc)
-        else:
-            self.fail(exc)
-
     def tell(self, outcome: Outcome) -> None:
         """The line is answered with this outcome."""
         key = self._order.request_key
@@ -191,7 +179,7 @@ class Line:
         self._told = True
         self._lot.fill(self._place, answer)
 
-    def _finish_later(self, said: Outcome | Fenced) -> None:
+    def finish_later(self, said: Outcome | Fenced) -> None:
         task = asyncio.get_running_loop().create_task(self._finish(said))
         self._lot.tasks.add(task)
         task.add_done_callback(self._lot.tasks.discard)

@@ -20,7 +20,7 @@ from gateway.catalogue import Sale
 from gateway.orders import MAX_KEY
 from gateway.problems import Problem, fault, problem, refusal
 from gateway.replies import OrderReply
-from gateway.take import Taker
+from gateway.take import Taker, Told
 from lua.reserve import Ask, Fenced, Outcome, ReserveCode
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class _Wakes:
         """Nothing waits."""
 
 
-class ShortOrder:
+class ShortOrder(Told):
     """One order under way: gateway.take.Started, and to uvicorn a request in flight."""
 
     __slots__ = (
@@ -121,19 +121,7 @@ class ShortOrder:
     def accepted(self, pay_by_ms: int) -> None:
         self._write(self._way.reply.whole(self.ask.order_id, pay_by_ms, False))
 
-    def set_result(self, outcome: Outcome) -> None:
-        if self._way.taker.stands(self.sale, outcome):
-            self.tell(outcome)
-        else:
-            self._finish_later(outcome)
-
-    def set_exception(self, exc: Exception) -> None:
-        if isinstance(exc, Fenced):
-            self._finish_later(exc)
-        else:
-            self._fail(exc)
-
-    def _fail(self, exc: Exception) -> None:
+    def fail(self, exc: Exception) -> None:
         if isinstance(exc, Overloaded) and exc.retry_after_s:
             return self._write(problem_reply(fault(exc), exc.retry_after_s))
         found = fault(exc) if isinstance(exc, Fault) else problem("internal")
@@ -160,7 +148,7 @@ class ShortOrder:
             transport.close()
         protocol.end_short(self)
 
-    def _finish_later(self, said: Outcome | Fenced) -> None:
+    def finish_later(self, said: Outcome | Fenced) -> None:
         tasks = self._protocol.server_state.tasks
         task = self._protocol.loop.create_task(self._finish(said))
         tasks.add(task)  # the server waits for it when it stops
@@ -172,10 +160,10 @@ class ShortOrder:
         try:
             self.tell(await finish(self.sale, self._channel, self._key, self._order, self.slot, self.ask, said))
         except Fault as exc:
-            self._fail(exc)
+            self.fail(exc)
         except asyncio.CancelledError:
             # Nobody else cancels it: this process stops, and its grace is over.
-            self._fail(StoreUnavailable("the gateway stops"))
+            self.fail(StoreUnavailable("the gateway stops"))
         except Exception as exc:
             logger.exception("request failed")
-            self._fail(exc)
+            self.fail(exc)

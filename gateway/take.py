@@ -26,6 +26,37 @@ class Started(Waiting, Protocol):
         """This is the outcome."""
 
 
+class Told:
+    """What a started request does with the store's answer: it is the outcome, or `finish` finds it."""
+
+    __slots__ = ()
+    sale: Sale
+
+    def set_result(self, outcome: Outcome) -> None:
+        if Taker.stands(self.sale, outcome):
+            self.tell(outcome)
+        else:
+            self.finish_later(outcome)
+
+    def set_exception(self, exc: Exception) -> None:
+        if isinstance(exc, Fenced):
+            self.finish_later(exc)
+        else:
+            self.fail(exc)
+
+    def tell(self, outcome: Outcome) -> None:
+        """The client has this outcome."""
+        raise NotImplementedError
+
+    def fail(self, exc: Exception) -> None:
+        """The client has this error."""
+        raise NotImplementedError
+
+    def finish_later(self, said: Outcome | Fenced) -> None:
+        """A task finds the outcome."""
+        raise NotImplementedError
+
+
 @lru_cache(maxsize=1_024)
 def _sold_out(sku: str) -> Outcome:
     return Outcome(SOLD_OUT, detail=sku)
