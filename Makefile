@@ -31,16 +31,17 @@ up: $(STAMP) ## only the stack, in the foreground
 	@exec $(BIN)/rushgate up
 
 test: $(STAMP) ## all tests, against real services that the tests start themselves (JOBS=2 processes)
-	@$(BIN)/python -m pytest -m '' -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -m "$$(tests/tools.sh)" -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 test-debian: $(STAMP) ## the tests of store and ledger on Debian's Redis 7.0 and Postgres 15
 	@tests/debian.sh
 
-check: $(STAMP) ## ruff, mypy --strict, the import rules
+check: $(STAMP) ## ruff, mypy --strict, the import rules, the dependency audit
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@said=$$($(BIN)/lint-imports 2>&1) || { echo "$$said"; exit 1; }
+	@$(BIN)/python -m tests.dependencies
 
 format: $(STAMP) ## let ruff format and mend what it can
 	@$(BIN)/ruff format .
@@ -72,6 +73,9 @@ report: $(STAMP) ## the tables of docs/performance.md and of the README from ben
 lock: $(STAMP) ## resolve the dependencies again and pin them with hashes
 	@$(BIN)/pip-compile -q --all-extras --generate-hashes --allow-unsafe --strip-extras \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --output-file requirements.lock pyproject.toml
+	@$(BIN)/pip-compile -q --extra console --extra tracing --extra build --constraint requirements.lock --generate-hashes \
+		--allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
+		--output-file deploy/container/requirements.lock pyproject.toml
 
 clean: ## remove .venv and the embedded services' data (stop the stack first)
 	@rm -rf $(VENV) .rushgate build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

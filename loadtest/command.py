@@ -4,16 +4,21 @@ import argparse
 import os
 import resource
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import uvloop
 from rich.console import Console
 
+from loadtest import hdr, rush_charts, rush_html
 from loadtest.campaign import RushError
 from loadtest.display import RushDisplay, print_report
+from loadtest.exchange import Target
 from loadtest.options import RushOptions
+from loadtest.plan import Mix
 from loadtest.report import RushReport
-from loadtest.rush import rush
+from loadtest.rush import measured_rush
+from loadtest.samples import Samples
 
 CHANNEL_KEY_ENV = "RUSHGATE_CHANNEL_KEY"
 SPARE_FILES = 64  # file descriptors beside the connections
@@ -34,9 +39,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spread-s", type=float, default=2.0, help="they come within so many seconds (default: %(default)s)"
     )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="N requests a second instead of a crowd: open loop, one each 1/N s",
+    )
+    parser.add_argument(
+        "--for-s", type=float, default=10.0, metavar="S", help="of a rate: for so many seconds (default: %(default)s)"
+    )
+    parser.add_argument("--poisson", action="store_true", help="of a rate: come as independent people do, not evenly")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="each request is a new buyer's only order: no repeats, nothing greedy or wrong",
+    )
     parser.add_argument("--connections", type=int, default=256, help="1 to 4096 (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="the same seed, the same plan (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report, with every order, as JSON")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="also write the report, with plots, as HTML")
+    parser.add_argument(
+        "--hdr", type=Path, metavar="FILE", action="append", default=[],
+        help="also write the latencies: a log (.hlog, can be merged) or a distribution (.hgrm); may be repeated",
+    )  # fmt: skip
 
 
 def run_from_args(args: argparse.Namespace) -> int:
@@ -56,9 +82,15 @@ def run_from_args(args: argparse.Namespace) -> int:
             spread_s=args.spread_s,
             connections=args.connections,
             seed=args.seed,
+            rate=args.rate,
+            for_s=args.for_s,
+            poisson=args.poisson,
+            mix=Mix(0.0, 0.0, 0.0, 0.0) if args.plain else Mix(),
         )
+        _can_write(args)
         _allow_files(options.connections + SPARE_FILES)
-        report = uvloop.run(_shown_rush(options, console))
+        _warn(options)
+        report, samples = uvloop.run(_shown_rush(options, console))
     except (ValueError, RushError) as exc:
         print(f"rush: {exc}", file=sys.stderr)
         return EXIT_NOT_RUN
@@ -66,18 +98,55 @@ def run_from_args(args: argparse.Namespace) -> int:
         print("rush: interrupted; what was sent may have been accepted", file=sys.stderr)
         return EXIT_INTERRUPTED
     print_report(report, console)
-    if args.json is not None:
-        try:
-            report.write_json(args.json)
-        except OSError as exc:
-            print(f"rush: the report could not be written: {exc}", file=sys.stderr)
-            return EXIT_WRONG
+    try:
+        _write(args, report, samples)
+    except OSError as exc:
+        print(f"rush: the report could not be written: {exc}", file=sys.stderr)
+        return EXIT_WRONG
     return EXIT_OK if report.ok else EXIT_WRONG
 
 
-async def _shown_rush(options: RushOptions, console: Console) -> RushReport:
+def _can_write(args: argparse.Namespace) -> None:
+    """Raises ValueError, before anything is sent, for files that cannot be made."""
+    for path in args.hdr:
+        if path.suffix not in (".hlog", ".hgrm"):
+            raise ValueError(f"hdr: {path} ends neither with .hlog nor with .hgrm")
+    try:
+        if args.hdr:
+            hdr.new_histogram()
+        if args.report is not None:
+            rush_charts.ready()
+    except (hdr.HdrUnusable, rush_charts.ChartsUnusable) as exc:
+        raise ValueError(f"{'hdr' if isinstance(exc, hdr.HdrUnusable) else 'report'}: {exc}") from exc
+
+
+def _write(args: argparse.Namespace, report: RushReport, samples: Samples) -> None:
+    """All files that were asked for. Raises OSError."""
+    if args.json is not None:
+        report.write_json(args.json)
+    if args.report is not None:
+        rush_html.write(args.report, report, samples)
+    if args.hdr:
+        intervals = hdr.intervals_of(samples, datetime.fromisoformat(report.started_at).timestamp())
+        for path in args.hdr:
+            if path.suffix == ".hlog":
+                hdr.write_log(path, intervals, f"rush {report.run_id} on {report.campaign}, from due time, in ns")
+            else:
+                hdr.write_distribution(path, hdr.added(intervals))
+
+
+def _warn(options: RushOptions) -> None:
+    """Whoever does not test on the own machine is told what is about to happen."""
+    host = Target.from_url(options.url).host
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        count = f"{options.requests or options.buyers:,}"
+        words = f"rush: buys for real from {options.campaign} at {host}: about {count} orders. Ctrl-C stops it."
+        print(words, file=sys.stderr)
+
+
+async def _shown_rush(options: RushOptions, console: Console) -> tuple[RushReport, Samples]:
     with RushDisplay(console, f"Rush on {options.campaign} at {options.url}") as display:
-        return await rush(options, display.update)
+        return await measured_rush(options, display.update)
 
 
 def _channel_key(given: str | None) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest.outcomes import Outcome
-from loadtest.report import Percentiles, RushReport
+from loadtest.report import Percentiles, RushReport, late
 from loadtest.rush import Progress
 
 WIDTH_MAX = 100
@@ -147,6 +147,7 @@ class RushDisplay:
             ("waiting", progress.waiting, "bold"),
             *((words, n, colour) for words, colour, n in _shown(progress.outcomes) if words in _STEADY),
             ("retried", progress.retried, "yellow" if progress.retried else ""),
+            ("late, ms", progress.late_ms, "yellow" if progress.late_ms >= LATE_MS_SHOWN else "dim"),
         ]
         digits = max(len(f"{progress.requests:,}"), len(f"{RATE_SHOWN_MAX:,}"))
         width = max(len(words) for words, _, _ in cells) + 1 + digits
@@ -212,6 +213,9 @@ def _rates(report: RushReport) -> Table:
     if report.retried:
         table.add_row("sent, with repeats", f"{report.sent:,}")
         table.add_row("retried after a fault", Text(f"{report.retried:,}", "yellow"))
+    if report.rate:
+        table.add_row("due/s", f"{report.rate:,g}")
+        table.add_row("generator late, p99", f"{report.lag.p99_ms:,.1f} ms")
     if report.late_ms >= LATE_MS_SHOWN:
         table.add_row("generator late, at most", Text(f"{report.late_ms:,.0f} ms", "yellow"))
     return table
@@ -236,9 +240,12 @@ def print_report(report: RushReport, console: Console, extra_rows: Sequence[tupl
         body.append(Text())
         for name, n in sorted(report.inconsistent.items()):
             body.append(Text(f"inconsistent: {name.replace('_', ' ')}  {n:,}", "bold red"))
+    if warning := late(report):
+        body += [Text(), Text(warning, "yellow")]
     body += [Padding(Text(example, "red"), (0, 0, 0, 2)) for example in report.examples[:EXAMPLES_SHOWN]]
     good = "[green]consistent[/]" if report.ok else "[bold red]not as it should be[/]"
-    title = f"Rush: {report.buyers:,} buyers in {report.spread_s:g} s, campaign {report.campaign}"
+    crowd = f"{report.buyers:,} buyers in {report.spread_s:g} s"
+    title = f"Rush: {f'{report.rate:,g} requests/s' if report.rate else crowd}, campaign {report.campaign}"
     console.print(
         Panel(
             Group(*body),

@@ -134,6 +134,18 @@ class _Baskets:
         return [{"sku": self._one(), "quantity": GREEDY_UNITS}]
 
 
+def paced(plan: list[Planned], rate: float, poisson: bool, seed: int) -> list[Planned]:
+    """The same requests in the same order, due one every 1/rate seconds, or as a Poisson process of that rate.
+
+    A repeat stays behind what it repeats. The mean rate of a Poisson process of n requests is off by 1/sqrt(n).
+    """
+    dice, due_s, again = random.Random(seed), 0.0, list[Planned]()  # noqa: S311  a plan must repeat
+    for number, planned in enumerate(plan):
+        due_s = due_s + dice.expovariate(rate) if poisson else number / rate
+        again.append(msgspec.structs.replace(planned, due_s=due_s))
+    return again
+
+
 def build_plan(
     campaign: Campaign,
     buyers: int,

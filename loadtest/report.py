@@ -9,6 +9,9 @@ import msgspec
 from loadtest.outcomes import DENIED, FAULTS, Outcome
 from loadtest.truths import AcceptedOrder
 
+LAG_WARN_MS = 10.0  # the 99th percentile of the generator's own lag: above it the figures are not the server's alone
+LATE_WARN_MS = 50.0  # the latest that it was
+
 
 class Percentiles(msgspec.Struct, frozen=True):
     """Milliseconds, nearest rank: each is a latency that really was; all 0 when `n` is 0."""
@@ -29,6 +32,17 @@ class Percentiles(msgspec.Struct, frozen=True):
             return round(ranked[max(0, math.ceil(share * len(ranked)) - 1)] * 1000, 3)
 
         return cls(len(ranked), at(0.50), at(0.95), at(0.99), at(1.0))
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """A piece of the rush, `width_s` long from `at_s` on. Answers by when they came, all else by when it was due."""
+
+    at_s: float
+    width_s: float
+    due: int
+    answers: dict[str, int]
+    latency: Percentiles
+    lag_ms: float  # the latest that the generator itself was
 
 
 class RushReport(msgspec.Struct, frozen=True):
@@ -63,6 +77,10 @@ class RushReport(msgspec.Struct, frozen=True):
     inconsistent: dict[str, int]
     examples: list[str]  # of inconsistent and unexpected answers; bounded
     accepted_orders: list[AcceptedOrder]
+    rate: float = 0.0  # requests a second that were due; 0: a crowd
+    poisson: bool = False
+    lag: Percentiles = Percentiles(0, 0.0, 0.0, 0.0, 0.0)  # how late the generator offered each request
+    timeline: list[Moment] = []
 
     def count(self, outcome: Outcome) -> int:
         return self.outcomes.get(outcome, 0)
@@ -89,3 +107,14 @@ class RushReport(msgspec.Struct, frozen=True):
             OSError: the file cannot be written.
         """
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+
+
+def late(report: RushReport) -> str:
+    """The warning that the generator itself was late; empty if it was not."""
+    if report.lag.p99_ms < LAG_WARN_MS and report.late_ms < LATE_WARN_MS:
+        return ""
+    return (
+        f"The generator itself was late: {report.lag.p99_ms:,.1f} ms at the 99th percentile, {report.late_ms:,.0f} ms"
+        " at most. Latency counts from the due time, so these figures blame the server for it: use a machine of its"
+        " own for the generator, a lower rate, or several generators."
+    )

@@ -9,9 +9,8 @@ import gc
 import math
 import secrets
 import time
-from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from heapq import heappop, heappush
 from random import Random
@@ -23,8 +22,9 @@ from loadtest.client import Pool, mono_s
 from loadtest.exchange import Answer, Target
 from loadtest.options import RushOptions
 from loadtest.outcomes import Outcome, outcome_of
-from loadtest.plan import Planned, build_plan
+from loadtest.plan import Planned, build_plan, paced
 from loadtest.report import Percentiles, RushReport
+from loadtest.samples import Samples
 from loadtest.truths import EXAMPLES_MAX, Truths
 
 PROGRESS_S = 0.125
@@ -47,6 +47,7 @@ class Progress(msgspec.Struct, frozen=True):
     waiting: int  # for a free connection
     retried: int
     outcomes: dict[str, int]
+    late_ms: float = 0.0  # the latest that the generator was, since the last time
 
 
 class _Request:
@@ -72,10 +73,10 @@ class _Rush:
         self.outcomes: Counter[str] = Counter()
         self.fault_answers: Counter[str] = Counter()
         self.unexpected: list[str] = []
-        self.latency_s, self.accepted_s, self.service_s = array("d"), array("d"), array("d")
+        self.samples = Samples()
+        self.late_now_s = 0.0
         self.offered = self.answered = self.retried = 0
         self.late_s = 0.0
-        self.accepted_at_s = array("d")
         self.started_s = self.last_answer_s = 0.0
         self.first_sent_s: float | None = None
         self.started_wall_s = 0.0
@@ -105,6 +106,7 @@ class _Rush:
             on_progress(self.progress(mono_s()))
 
     def progress(self, now: float) -> Progress:
+        late_s, self.late_now_s = self.late_now_s, 0.0
         return Progress(
             elapsed_s=now - self.started_s,
             requests=len(self.plan),
@@ -114,6 +116,7 @@ class _Rush:
             waiting=self.pool.waiting,
             retried=self.retried,
             outcomes=dict(self.outcomes),
+            late_ms=late_s * 1000,
         )
 
     def _offer(self, now: float) -> bool:
@@ -122,10 +125,13 @@ class _Rush:
         end = min(len(plan), offered + TURN)
         due_by_s = now - started_s
         if offered < end and plan[offered].due_s <= due_by_s:
-            self.late_s = max(self.late_s, due_by_s - plan[offered].due_s)
+            self.late_now_s = max(self.late_now_s, due_by_s - plan[offered].due_s)
+            self.late_s = max(self.late_s, self.late_now_s)
+        note_lag = self.samples.lag_s.append
         while offered < end and plan[offered].due_s <= due_by_s:
             planned = plan[offered]
             offered += 1
+            note_lag(due_by_s - planned.due_s)
             self.pool.submit(_Request(planned, started_s + planned.due_s), self.head + planned.wire)
         self.offered = offered
         return offered < len(plan) and plan[offered].due_s <= due_by_s
@@ -151,6 +157,7 @@ class _Rush:
             self._finish(request, Outcome.UNKNOWN, now)
         self._retries.clear()
         for planned in self.plan[self.offered :]:
+            self.samples.lag_s.append(0.0)  # it was never due
             self._finish(_Request(planned, self.started_s + planned.due_s), Outcome.UNSENT, now)
         self.offered = len(self.plan)
 
@@ -162,12 +169,12 @@ class _Rush:
             if self.first_sent_s is None or sent_s < self.first_sent_s:
                 self.first_sent_s = sent_s
             if answer.status:
-                self.service_s.append(answer.answered_s - sent_s)
+                self.samples.service_s.append(answer.answered_s - sent_s)
         if order_id:
             self.truths.accept(planned, order_id, answer.replayed, answer.answered_s)
             if outcome is Outcome.ACCEPTED:
-                self.accepted_s.append(answer.answered_s - request.due_s)
-                self.accepted_at_s.append(answer.answered_s)
+                self.samples.accepted_s.append(answer.answered_s - request.due_s)
+                self.samples.accepted_at_s.append(answer.answered_s)
         elif outcome is Outcome.UNAVAILABLE or outcome is Outcome.UNKNOWN:
             self.fault_answers[outcome] += 1
             if request.tries < self.options.retries and not self.stopping:
@@ -193,7 +200,7 @@ class _Rush:
     def _finish(self, request: _Request, outcome: Outcome, now: float) -> None:
         self.outcomes[outcome] += 1
         self.answered += 1
-        self.latency_s.append(now - request.due_s)
+        self.samples.note(request.due_s - self.started_s, now - request.due_s, outcome)
         self.last_answer_s = now
 
     def report(self, run_id: str) -> RushReport:
@@ -217,26 +224,37 @@ class _Rush:
             fault_answers=dict(self.fault_answers),
             outcomes=dict(self.outcomes),
             orders=len(orders),
-            accepted_per_s=round(_rate(self.accepted_at_s, first_s), 1),
+            accepted_per_s=round(_rate(self.samples.accepted_at_s, first_s), 1),
             requests_per_s=round(self.answered / elapsed_s, 1),
             late_ms=round(self.late_s * 1000, 3),
-            latency=Percentiles.of(self.latency_s),
-            latency_accepted=Percentiles.of(self.accepted_s),
-            service=Percentiles.of(self.service_s),
+            latency=Percentiles.of(self.samples.latency_s),
+            latency_accepted=Percentiles.of(self.samples.accepted_s),
+            service=Percentiles.of(self.samples.service_s),
             inconsistent=dict(self.truths.inconsistent),
             examples=(self.truths.examples + self.unexpected)[: 2 * EXAMPLES_MAX],
             accepted_orders=orders,
+            rate=options.rate,
+            poisson=options.poisson,
+            lag=Percentiles.of(self.samples.lag_s),
+            timeline=self.samples.timeline([planned.due_s for planned in self.plan]),
         )
 
 
-def _rate(at_s: "array[float]", first_s: float) -> float:
+def _rate(at_s: Sequence[float], first_s: float) -> float:
     """A second, over the first MOST of them: units that come back and are sold in the last moment are no measure."""
     count = math.ceil(MOST * len(at_s))
     return count / max(sorted(at_s)[count - 1] - first_s, 1e-9) if count else 0.0
 
 
 async def rush(options: RushOptions, on_progress: Callable[[Progress], None] | None = None) -> RushReport:
-    """Send the crowd, and return what came back.
+    """Send the crowd, and return what came back. Arguments and errors: as `measured_rush`."""
+    return (await measured_rush(options, on_progress))[0]
+
+
+async def measured_rush(
+    options: RushOptions, on_progress: Callable[[Progress], None] | None = None
+) -> tuple[RushReport, Samples]:
+    """Send the crowd, or requests at their rate; return what came back, and each latency.
 
     The cyclic garbage collector rests while the requests are under way: a collection would stop the clock of
     every request at once, and nothing of the rush is cyclic garbage but the connections.
@@ -250,7 +268,12 @@ async def rush(options: RushOptions, on_progress: Callable[[Progress], None] | N
     target = Target.from_url(options.url, options.verify_tls)
     campaign = await ask_campaign(target, options.campaign, options.channel_key, options.timeout_s)
     run_id = options.run_id or secrets.token_hex(4)
-    plan = build_plan(campaign, options.buyers, options.spread_s, options.seed, run_id, options.mix, options.by_price)
+    paces = options.requests
+    plan = build_plan(
+        campaign, paces or options.buyers, options.spread_s, options.seed, run_id, options.mix, options.by_price
+    )
+    if paces:
+        plan = paced(plan[:paces], options.rate, options.poisson, options.seed)
     run = _Rush(options, plan, target)
     collected = gc.isenabled()
     gc.collect()
@@ -261,4 +284,4 @@ async def rush(options: RushOptions, on_progress: Callable[[Progress], None] | N
         if collected:
             gc.enable()
         await run.pool.close()
-    return run.report(run_id)
+    return run.report(run_id), run.samples
