@@ -22,6 +22,7 @@ from bench import (
     rebuild,
     relay,
     side_by_side,
+    sizing,
     sold_out,
     store,
 )
@@ -41,6 +42,7 @@ PARTS: dict[str, Callable[[Services], Awaitable[dict[str, Any]]]] = {
     "expiry": expiry.measure,
     "life": life.measure,
     "overload": overload.measure,
+    "sizing": sizing.measure,
     "rebuild": rebuild.measure,
     "peers": side_by_side.measure,
     "sold_out": sold_out.measure,

@@ -207,7 +207,11 @@ def open_loop(crowd: Crowd, wire: Wire, rate: float, seconds: float, seed: int =
 
     `wire(n)` makes the n-th request. Raises: Hung.
     """
-    due_s = planned(rate, seconds, seed)
+    return open_plan(crowd, wire, planned(rate, seconds, seed))
+
+
+def open_plan(crowd: Crowd, wire: Wire, due_s: "array[float]") -> Opened:
+    """As open_loop, at these times, which ascend. Raises: Hung."""
     total = len(due_s)
     sent_s, answered_s = array("d", bytes(8 * total)), array("d", bytes(8 * total))
     statuses: Counter[bytes] = Counter()

@@ -93,7 +93,7 @@ async def live(
         pay_within_s=pay_within_s, after_sales_s=1, skus=[SkuSpec("phone-red", "Phone, red", units, 129_900)],
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="rushgate-life-") as folder:
-        own = settings.with_values(**SECRETS, data_dir=folder, port=0)
+        own = settings.with_values(**SECRETS, data_dir=folder, port=0, console="off")
         async with running(own, play=True) as stack, open_desk(stack.settings) as desk:
             partners = Target.from_url(stack.played)
             for name in PARTNERS:

@@ -79,6 +79,24 @@ class Overloaded(Fault):
         self.retry_after_s = retry_after_s
 
 
+class RateLimited(Fault):
+    """More requests than a rate limit lets through: this one was not looked at. The same request may be sent again.
+
+    `limit`: buyer, ip, device or channel. `retry_after_s`: when it is worth to come again, seconds. `headers`: what
+    HTTP says of the limits beside it.
+    """
+
+    status = 429
+    code = "rate_limited"
+    retryable = True
+
+    def __init__(self, why: str, limit: str, retry_after_s: int, headers: list[tuple[bytes, bytes]]) -> None:
+        super().__init__(why)
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+        self.headers = headers
+
+
 class CampaignUnknown(Fault):
     """No campaign of that name was ever defined."""
 

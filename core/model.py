@@ -10,6 +10,8 @@ from typing import Annotated, Literal, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct
 
+from core.rates import RATE, RATE_WORDS, parse_rate
+
 FIRST_STATE = "accepted"  # of every order, in the store and in the ledger
 MAX_LINES = 20  # of one order
 MAX_QUANTITY = 1_000  # of one line
@@ -43,6 +45,7 @@ WORDS = {
     COUNTRY: "a country's two capital letters (ISO 3166), such as CN",
     CURRENCY: "a currency's three capital letters (ISO 4217), such as CNY",
     ACTION: "a-z and _",
+    RATE: RATE_WORDS,
 }
 
 BuyerId = Annotated[str, Meta(min_length=1, max_length=64, pattern=Visible)]
@@ -55,6 +58,8 @@ RequestKey = Annotated[str, Meta(min_length=1, max_length=64, pattern=Visible)]
 Quantity = Annotated[int, Meta(ge=1, le=MAX_QUANTITY)]
 OrderId = Annotated[str, Meta(min_length=36, max_length=36)]
 Limit = Annotated[int, Meta(ge=1, le=1_000_000)]
+Share = Annotated[int, Meta(ge=1, le=MAX_UNITS)]
+RateText = Annotated[str, Meta(pattern=RATE)]
 When = Annotated[datetime, Meta(tz=True)]
 
 
@@ -136,6 +141,36 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     device: Limit | None = None
 
 
+class Loosest(Limits, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The loosest that each limit was since the campaign was opened; None = there was a time without it.
+
+    `channel_shares`: likewise by channel; None = channels are not counted, as there were none at the opening.
+    """
+
+    channel_shares: dict[str, int] | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """Those of buyers, addresses and devices."""
+        return Limits(self.buyer, self.buyer_sku, self.ip, self.device)
+
+
+class RateLimits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Rates of requests in a campaign, such as `5/s:10`; one left out is the deployment's, `off` is none."""
+
+    buyer: RateText | None = None
+    ip: RateText | None = None
+    device: RateText | None = None
+
+    def __post_init__(self) -> None:
+        for text in self.given().values():
+            parse_rate(text)
+
+    def given(self) -> dict[str, str]:
+        """Those that are not left out, by kind."""
+        return {kind: text for kind, text in msgspec.structs.asdict(self).items() if text is not None}
+
+
 class SkuSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """One SKU of a campaign: units to sell at first, price in minor units."""
 
@@ -156,6 +191,17 @@ class Discount(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("off must not be more than min_amount")
 
 
+class RoomSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The waiting room of a campaign with `admission = "room"`."""
+
+    # Admitted a second at first; left out: as many as the backlog allows. Changed by `rushgate room`, not by this.
+    rate: Annotated[int, Meta(ge=0, le=100_000)] | None = None
+    # That browsers without a channel's key belong to, as guests; left out: buyers join through their channel only.
+    channel: ChannelName | None = None
+    pow_bits: Annotated[int, Meta(ge=0, le=28)] = 0  # of the proof of work that a guest sends; each bit doubles it
+    captcha: bool = False  # whether a guest sends a captcha's answer too
+
+
 class CampaignSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A campaign as an operator defines it: body of `PUT /v1/admin/campaigns/{campaign}`, or a TOML file."""
 
@@ -170,9 +216,17 @@ class CampaignSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     after_sales_s: Annotated[int, Meta(ge=0, le=MAX_TIMER_S)] = 7 * 86_400
     spread: Annotated[int, Meta(ge=1, le=1024)] = 1
     limits: Limits = Limits()
+    rates: RateLimits = RateLimits()
     # They do not add up: of those that an order reaches, the one that takes most off counts.
     discounts: Annotated[list[Discount], Meta(max_length=MAX_DISCOUNTS)] = []
     channels: Annotated[list[ChannelName], Meta(min_length=1, max_length=100)] | None = None
+    # Most units that a channel sells in the campaign, of all SKUs together; one left out has no such limit.
+    channel_shares: Annotated[dict[ChannelName, Share], Meta(max_length=100)] = {}
+    # Who may order: `open` = who has a channel's key or a ticket; `ticket` = who has a ticket; `room` = who has one of
+    # the waiting room. Trusted channels always may.
+    admission: Literal["open", "ticket", "room"] = "open"
+    trusted_channels: Annotated[list[ChannelName], Meta(max_length=100)] = []
+    room: RoomSpec = RoomSpec()
     skus: Annotated[list[SkuSpec], Meta(min_length=1, max_length=MAX_SKUS)]
 
     def __post_init__(self) -> None:
@@ -185,6 +239,10 @@ class CampaignSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             raise ValueError(
                 "spread must be 1 for reserve_at_payment: its units are taken order by order, on one shard"
             )
+        if any(units < self.spread for units in self.channel_shares.values()):
+            raise ValueError("channel_shares must give each channel as many units as `spread` or more")
+        if self.channels is not None and not self.channel_shares.keys() <= set(self.channels):
+            raise ValueError("channel_shares names a channel that `channels` does not")
         names = [s.sku for s in self.skus]
         if len(set(names)) != len(names):
             raise ValueError("skus name the same sku twice")

@@ -4,6 +4,7 @@ Every field is an environment variable `RUSHGATE_<FIELD>` and a key of the TOML 
 environment wins. docs/operations.md lists them. Unknown or bad settings stop the process and name themselves.
 """
 
+import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping
@@ -15,11 +16,16 @@ from msgspec import Meta, Struct
 
 from core.errors import ConfigInvalid
 from core.ids import MAX_SHARDS
+from core.rates import parse_rates
+from core.urls import check_url
 
 PREFIX = "RUSHGATE_"
 
 CHANNEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}(\.[a-z0-9]+)?")
+LISTEN = re.compile(r"([a-zA-Z0-9._-]*|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}")
 SECRET = re.compile(r"[\x21-\x2b\x2d-\x7e]{16,}")  # what a header and a list with commas can carry
+TOKEN = re.compile(r"[\x21-\x7e]{16,}")  # what a header can carry
+ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]{1,255}")  # as browsers send it: in small letters, without a path
 # Not of a process: where its TOML file is, the key that `rushgate rush` sends, the services that tests are given.
 NO_SETTINGS = (PREFIX + "CONFIG", PREFIX + "CHANNEL_KEY")
 TESTS = PREFIX + "TEST_"
@@ -43,6 +49,12 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     partner_secrets: Annotated[tuple[str, ...], Meta(max_length=8, description="Secrets that messages to partners are signed with (Standard Webhooks, `whsec_…`), separated by commas: the first signs.")] = ()  # fmt: skip # noqa: E501
     host: Annotated[str, Meta(min_length=1, description="Address the gateway listens on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="Port the gateway listens on; 0 = a free one.")] = 8080
+    tls_cert: Annotated[str, Meta(description="File with the gateway's certificate chain (PEM), to speak HTTPS itself; with `RUSHGATE_TLS_KEY`. Read again at SIGHUP. Empty: plain HTTP, for a proxy in front.")] = ""  # fmt: skip # noqa: E501
+    tls_key: Annotated[str, Meta(description="File with the key of `RUSHGATE_TLS_CERT` (PEM, no password).")] = ""
+    trusted_proxies: Annotated[tuple[str, ...], Meta(max_length=256, description="Addresses and networks of the proxies whose `X-Forwarded-For` is believed, separated by commas: `10.0.0.0/8,::1`.")] = ()  # fmt: skip # noqa: E501
+    max_connections: Annotated[int, Meta(ge=16, le=1_000_000, description="Connections of clients that a gateway process holds; beyond it 503 `too_many_connections`.")] = 10_000  # fmt: skip # noqa: E501
+    address_connections: Annotated[int, Meta(ge=0, le=1_000_000, description="Connections of one address that a gateway process holds. 0: no limit of their own; set it only where no proxy stands in front.")] = 0  # fmt: skip # noqa: E501
+    request_timeout_s: Annotated[Seconds, Meta(description="Longest time in which a client must have sent a request, and in which it must begin to take an answer, seconds; then it is cut off.")] = 30.0  # fmt: skip # noqa: E501
     public_url: Annotated[str, Meta(description="Start of the links in answers, e.g. `https://orders.example`. Empty: links are paths.")] = ""  # fmt: skip # noqa: E501
     gateway_workers: Annotated[int, Meta(ge=1, le=64, description="Gateway processes of `rushgate up`.")] = 1
     ledger_workers: Annotated[int, Meta(ge=1, le=64, description="Ledger workers of `rushgate up`.")] = 1
@@ -71,15 +83,52 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     drain_pause_ms: Annotated[int, Meta(ge=0, le=1_000, description="Least time between two reads of a ledger worker that has no backlog, ms: what comes meanwhile is one transaction.")] = 50  # fmt: skip # noqa: E501
     claim_idle_ms: Annotated[int, Meta(ge=100, le=3_600_000, description="How long an entry may stay with a silent ledger worker before another one takes it, ms.")] = 5_000  # fmt: skip # noqa: E501
     grace_s: Annotated[Seconds, Meta(description="Longest graceful stop of a process, seconds; then it is killed.")] = 10.0  # fmt: skip # noqa: E501
+    console: Annotated[Literal["on", "off"], Meta(description="Whether `rushgate up` starts the operators' console.")] = "on"  # fmt: skip # noqa: E501
+    console_host: Annotated[str, Meta(min_length=1, description="Address the console listens on. Beyond this machine only behind TLS.")] = "127.0.0.1"  # fmt: skip # noqa: E501
+    console_port: Annotated[int, Meta(ge=0, le=65_535, description="Port the console listens on; 0 = a free one. `rushgate up` takes a free one too when it is taken.")] = 8081  # fmt: skip # noqa: E501
+    console_session_s: Annotated[int, Meta(ge=1, le=604_800, description="How long a login to the console lasts, seconds.")] = 28_800  # fmt: skip # noqa: E501
+    ticket_secrets: Annotated[tuple[str, ...], Meta(max_length=8, description="Secrets that admission tickets and places in the waiting room are signed with, 16 characters or more, separated by commas: the first signs. Empty: there are none. `rushgate up` draws one.")] = ()  # fmt: skip # noqa: E501
+    signing_secrets: Annotated[tuple[str, ...], Meta(max_length=8, description="Secrets that the signing keys of channels are made of, 16 characters or more, separated by commas: the first makes new keys, all of them know theirs. Empty: there are no signing keys. `rushgate up` draws one.")] = ()  # fmt: skip # noqa: E501
+    ticket_ttl_s: Annotated[int, Meta(ge=10, le=86_400, description="How long an admission ticket is good, seconds.")] = 600  # fmt: skip # noqa: E501
+    cors_origins: Annotated[tuple[str, ...], Meta(max_length=100, description="Origins whose pages may call us from a browser, separated by commas: `https://shop.example`. Empty: none.")] = ()  # fmt: skip # noqa: E501
+    captcha_url: Annotated[str, Meta(description="Where a captcha's answer is verified (`siteverify` form), for waiting rooms that want one.")] = ""  # fmt: skip # noqa: E501
+    captcha_secret: Annotated[str, Meta(description="Secret that the verifier of captchas knows us by.")] = ""
+    captcha_timeout_s: Annotated[Seconds, Meta(description="Longest wait for the verifier of captchas, seconds; then 503 `captcha_unavailable`.")] = 3.0  # fmt: skip # noqa: E501
+    metrics_listen: Annotated[str, Meta(description="Where each process serves its own metrics, `host:port`; port 0 = a free one, which its sign of life tells. Empty: nothing is counted, and there are none.")] = "127.0.0.1:0"  # fmt: skip # noqa: E501
+    rates: Annotated[str, Meta(max_length=200, description="Rate limits of orders, unless campaign or channel say otherwise, by kind: `buyer=5/s:10,ip=20/s:40,device=5/s,channel=2000/s:4000` = so many in a second (or `/m`, `/h`), and after the colon so many at once. Empty: none.")] = ""  # fmt: skip # noqa: E501
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is logged.")] = "info"  # fmt: skip # noqa: E501
+    log_format: Annotated[Literal["auto", "json", "pretty"], Meta(description="How a log line looks: `json` = one JSON object; `pretty` = for people; `auto` = `pretty` on a terminal, `json` elsewhere.")] = "auto"  # fmt: skip # noqa: E501
+    tracing: Annotated[Literal["off", "otlp", "file"], Meta(description="Where spans of orders go: `otlp` = to the collector that `OTEL_EXPORTER_OTLP_ENDPOINT` names (needs `rushgate[tracing]`); `file` = a line of JSON each into `RUSHGATE_TRACING_FILE`.")] = "off"  # fmt: skip # noqa: E501
+    tracing_file: Annotated[str, Meta(description="File of spans, shared by all processes of this machine. Empty: `spans.jsonl` in `RUSHGATE_DATA_DIR`.")] = ""  # fmt: skip # noqa: E501
+    tracing_ratio: Annotated[float, Meta(ge=0, le=1, description="Share of the orders that are traced when their callers say nothing of it, 0 to 1. A caller's `traceparent` decides for its own orders.")] = 0.01  # fmt: skip # noqa: E501
+    tracing_max_per_s: Annotated[int, Meta(ge=1, le=100_000, description="Most orders that a gateway process begins to trace in a second, whoever asked for it.")] = 100  # fmt: skip # noqa: E501
 
     def __post_init__(self) -> None:
-        if self.store_url and not self.store_url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must begin with redis://, rediss:// or unix://")
-        if self.partners_url and not self.partners_url.startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// or https://")
-        if self.admin_token and len(self.admin_token) < 16:
-            raise ValueError("must have 16 characters or more")
+        if self.store_url:
+            check_url(self.store_url, "redis", "rediss", "unix")
+        if self.ledger_dsn:
+            check_url(self.ledger_dsn, "postgresql", "postgres")
+        for url in filter(None, (self.partners_url, self.captcha_url, self.public_url)):
+            check_url(url, "http", "https")
+        for n, secret in enumerate(self.ticket_secrets, 1):
+            if not SECRET.fullmatch(secret):
+                raise ValueError(f"entry {n}: must have 16 or more visible ASCII characters and no comma")
+        if self.metrics_listen and not LISTEN.fullmatch(self.metrics_listen):
+            raise ValueError("must be host:port, or empty")
+        for n, secret in enumerate(self.signing_secrets, 1):
+            if not SECRET.fullmatch(secret):
+                raise ValueError(f"entry {n}: must have 16 or more visible ASCII characters and no comma")
+        for origin in self.cors_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin, such as https://shop.example")
+        if self.admin_token and not TOKEN.fullmatch(self.admin_token):
+            raise ValueError("must have 16 or more visible ASCII characters")
+        parse_rates(self.rates)
+        for network in self.trusted_proxies:
+            try:
+                ipaddress.ip_network(network, strict=False)
+            except ValueError:
+                raise ValueError(f"{network!r} is no address and no network") from None
         # Told by its place: whoever leaves a name out writes the secret where the name belongs.
         for n, (channel, secret) in enumerate(self.channel_keys.items(), 1):
             if not CHANNEL.fullmatch(channel):

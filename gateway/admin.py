@@ -79,7 +79,7 @@ class Admin:
         async def endpoint(request: Request) -> Response:
             authorization = request.headers.get("authorization", "").encode("latin-1")
             if not self._access.is_admin(authorization):
-                known = self._access.channel(authorization) is not None
+                known = self._access.caller(authorization) is not None
                 return problem_response(problem("operators_only" if known else "unauthorized"), self._retry_after_s)
             action = actions.get(request.method) or actions["GET"]  # the router lets HEAD through where there is a GET
             try:

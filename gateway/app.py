@@ -12,20 +12,25 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from core.flood import SampledLog
 from gateway.admin import problem_response
 from gateway.batch import BatchEndpoint
+from gateway.metrics import GatewayMetrics
 from gateway.orders import OrderEndpoint
 from gateway.problems import problem
 from gateway.replies import send_problem
 from gateway.short import ShortWay
 
 logger = logging.getLogger("rushgate.gateway")
+failed = SampledLog(logger, logging.ERROR, "request failed", with_exception=True)
 
 PREFIX = "/v1/campaigns/"
 ORDERS = "/orders"
 BATCH = "/orders:batch"
+LINE = "/line"
 # Beyond these a path has a campaign between its two ends; one may be called `orders`.
 ORDERS_BARE, BATCH_BARE = len(PREFIX + ORDERS), len(PREFIX + BATCH)
+LINE_BARE = len(PREFIX + LINE)
 
 Endpoint = Callable[[Scope, Receive, Send, str], Awaitable[None]]
 CLOSE = [(b"connection", b"close")]
@@ -43,10 +48,18 @@ class Application:
         rest: ASGIApp,
         full: Callable[[], bool] = lambda: False,
         short_way: ShortWay | None = None,
+        metrics: GatewayMetrics | None = None,
     ) -> None:
-        """`full`: whether new orders would be refused because too many wait. Both are for the server's protocol."""
+        """`full`: whether new orders would be refused because too many wait. Like the short way it is for the server's
+        protocol. `metrics`: what counts all answers to orders."""
         self.full = full
         self.short_way = short_way
+        self.metrics = metrics
+        if metrics is not None:
+            orders.answers, batch.tally = metrics.tally.long, metrics.tally
+            if short_way is not None:
+                short_way.answers = metrics.tally.short
+        self.line: Endpoint | None = None  # of waiting rooms
         self._orders = orders
         self._batch = batch
         self._rest = rest
@@ -67,15 +80,20 @@ class Application:
                     return await self._hot(self._orders, path[14:-7], scope, receive, send)
                 if path.endswith(BATCH) and len(path) > BATCH_BARE:
                     return await self._hot(self._batch, path[14:-13], scope, receive, send)
+                if path.endswith(LINE) and len(path) > LINE_BARE and self.line is not None:
+                    return await self._guarded(self.line, path[14:-5], scope, receive, send)
         return await self._rest(scope, receive, send)
 
     async def _hot(self, endpoint: Endpoint, campaign: str, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
             return await send_problem(send, problem("method_not_allowed"), b"1", ALLOW)
+        return await self._guarded(endpoint, campaign, scope, receive, send)
+
+    async def _guarded(self, endpoint: Endpoint, campaign: str, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             return await endpoint(scope, receive, send, campaign)
         except Exception:
-            logger.exception("request failed")
+            failed()
             return await send_problem(send, problem("internal"), b"1")
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -17,6 +18,7 @@ from lua.keys import home_shards, life_key, sale_keys
 
 LEDGER_WAIT_S = 2.0  # for a name that the store does not know
 MAX_UNKNOWN = 10_000  # names remembered as unknown
+LOOK_S = 1.0  # between two looks at a campaign that takes no orders here
 FORGET_S = 1.0  # after so long an unknown name is asked for again
 
 MAX_NAME = 64
@@ -32,9 +34,9 @@ class NotOpen(Refused):
 
 
 class Sale:
-    """An installed campaign at one epoch and version. Immutable, but for `stale`."""
+    """An installed campaign at one epoch and version. Immutable, but for `stale`, `looked_s` and `policies`."""
 
-    __slots__ = ("campaign", "channels", "currency", "discounts", "epoch", "keys", "life", "prices", "shards", "spec", "spread", "stale", "tag", "version")  # fmt: skip # noqa: E501
+    __slots__ = ("campaign", "channels", "currency", "discounts", "epoch", "gate", "keys", "life", "looked_s", "policies", "prices", "rated", "shards", "spec", "spread", "stale", "tag", "trusted", "version")  # fmt: skip # noqa: E501
 
     def __init__(self, campaign: str, epoch: int, version: int, spec: CampaignSpec, shards: int) -> None:
         self.campaign = campaign
@@ -50,8 +52,13 @@ class Sale:
         # The most off first: of those that an order reaches, the first one counts.
         self.discounts = tuple(sorted(((d.off, d.min_amount) for d in spec.discounts), reverse=True))
         self.channels = None if spec.channels is None else frozenset(spec.channels)
+        self.gate = "" if spec.admission == "open" else spec.admission  # what a ticket is needed for, or ""
+        self.trusted = frozenset(spec.trusted_channels)
+        self.rated = bool(spec.rates.given())
+        self.policies: dict[str, Any] = {}  # channel -> its rate limits here; kept by gateway/rates.py
         self.tag = campaign_tag(campaign)
         self.stale = False
+        self.looked_s = 0.0  # loop clock, when `look_again` was
 
 
 class Catalogue:
@@ -99,6 +106,16 @@ class Catalogue:
             self._refreshing.add(task)  # the loop itself keeps no hold of a task
             task.add_done_callback(self._refreshing.discard)
 
+    def look_again(self, sale: Sale) -> None:
+        """Reads a campaign again in the background, once a second at most: of one whose orders are all refused before
+        the store is asked, no answer of the store tells that this is over."""
+        loop = asyncio.get_running_loop()
+        if not sale.stale and loop.time() - sale.looked_s >= LOOK_S:
+            sale.looked_s = loop.time()
+            task = loop.create_task(self._refresh(sale))
+            self._refreshing.add(task)
+            task.add_done_callback(self._refreshing.discard)
+
     async def _refresh(self, sale: Sale) -> None:
         try:
             await self.reload(sale.campaign)
@@ -132,6 +149,7 @@ class Catalogue:
             self.sales.pop(campaign, None)
             raise CampaignLost(f"the store holds campaign {campaign} of another deployment")
         sale = Sale(campaign, int(epoch), int(version), decode_spec(config), self.shards)
+        sale.looked_s = asyncio.get_running_loop().time()
         self.sales[campaign] = sale
         return sale
 

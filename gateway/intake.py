@@ -7,13 +7,16 @@ own future, never the order.
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from core.errors import Overloaded, StoreUnavailable
+from core.flood import SampledLog
 from gateway.catalogue import Sale
 from gateway.room import Room
+from gateway.tally import Tally
 from gateway.watch import StoreWatch
 from lua.connection import Command, StoreConnection
 from lua.durability import Unconfirmed
@@ -33,6 +36,7 @@ from lua.reserve import (
 from lua.source import LuaSource
 
 logger = logging.getLogger("rushgate.gateway")
+broken_off = SampledLog(logger, logging.ERROR, "intake batch broken off", with_exception=True)
 
 RESERVE = LuaSource.read("reserve")
 FULL = "as many requests wait as can be served in time"
@@ -143,7 +147,13 @@ class Intake:
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self.on_the_way = 0  # requests, to the store and back
+        self.asked = 0  # requests that the store has answered
+        self.accepted = 0  # of these
+        self.batches = 0  # calls of the script that told so
+        self.sent_s = 0.0  # monotonic; when the batch was sent that is being answered
         self.refusal: Refusal | None = None  # set by gateway/pressure.py
+        self.tally: Tally | None = None  # counts answers and what they took
         self.on_leases: OnLeases = lambda sale, slot, leases, sent_s: None
         self.on_version: OnVersion = lambda sale, version: None
         self.on_seq: OnSeq = lambda sale, slot, seq, run_id: None
@@ -189,6 +199,16 @@ class Intake:
             if not sleeper.done():
                 sleeper.set_result(None)
                 break
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
+    @property
+    def room(self) -> int:
+        """So many may wait, as fast as the store is now."""
+        return self._room.most
 
     def full(self) -> bool:
         """Whether a new request would be refused because too many wait."""
@@ -237,12 +257,14 @@ class Intake:
             if not taken:
                 continue
             self._in_flight += 1
+            orders = sum(len(group.waiting) for group in taken)
+            self.on_the_way += orders
             try:
                 if await self._carry(connection, taken):
-                    self._room.carried(sum(len(group.waiting) for group in taken), sent_s, loop.time())
+                    self._room.carried(orders, sent_s, loop.time())
             except BaseException as exc:
                 if isinstance(exc, Exception):
-                    logger.exception("intake batch broken off")
+                    broken_off()
                 stops = isinstance(exc, asyncio.CancelledError)
                 why = "the gateway stops" if stops else f"the batch was broken off: {type(exc).__name__}"
                 fault = StoreUnavailable(why)
@@ -253,6 +275,7 @@ class Intake:
                     raise
             finally:
                 self._in_flight -= 1
+                self.on_the_way -= orders
 
     def _take(self, too_old_s: float) -> list[Group]:
         """What waits, grouped into calls: same sale and shard, within the script's bounds.
@@ -287,7 +310,7 @@ class Intake:
         for group in groups:
             sale = group.sale
             calls.append(pack(sale.keys[group.slot], sale.campaign, sale.epoch, [w.ask for w in group.waiting]))
-        sent_s = self._loop.time()
+        sent_s, began_s = self._loop.time(), time.monotonic()
         try:
             try:
                 replies = await connection.run(RESERVE, calls)
@@ -305,6 +328,9 @@ class Intake:
             while self._queue:
                 _fail(self._queue.popleft(), exc)
             return isinstance(exc.__cause__, TimeoutError)  # it took too long: fewer at once, and fewer wait
+        if self.tally is not None:
+            self.tally.round_trip_s.add(time.monotonic() - began_s)
+        self.sent_s = began_s
         refused: StoreUnavailable | None = None
         for group, reply in zip(groups, replies, strict=True):
             found = all_accepted(reply)
@@ -328,19 +354,30 @@ class Intake:
 
     def _hand_out_accepted(self, group: Group, found: AllAccepted, run_id: str) -> None:
         self.on_seq(group.sale, group.slot, found.seq, run_id)
+        self._count(len(group.waiting), len(group.waiting))
         pay_by_ms = found.pay_by_ms
         for waiting in group.waiting:
             if not waiting.done():
                 waiting.accepted(pay_by_ms)
+        if self.tally is not None:
+            self.tally.answered(group.waiting, time.monotonic())
         if found.version != group.sale.version:
             self.on_version(group.sale, found.version)
+
+    def _count(self, asked: int, accepted: int) -> None:
+        self.asked += asked
+        self.accepted += accepted
+        self.batches += 1
 
     def _hand_out(self, group: Group, answers: Answers, sent_s: float, run_id: str) -> None:
         sale, slot = group.sale, group.slot
         self.on_seq(sale, slot, answers.seq, run_id)
+        self._count(len(group.waiting), sum(o.code is ReserveCode.ACCEPTED for o in answers.outcomes))
         for waiting, outcome in zip(group.waiting, answers.outcomes, strict=True):
             if not waiting.done():
                 waiting.set_result(outcome)
+        if self.tally is not None:
+            self.tally.answered(group.waiting, time.monotonic())
         if answers.leases:
             self.on_leases(sale, slot, answers.leases, sent_s)
         if answers.version != sale.version:

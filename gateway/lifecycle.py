@@ -16,7 +16,7 @@ from core.signing import Signer
 from gateway.access import Access
 from gateway.body import decode, read_body
 from gateway.lifecycle_callbacks import BODY_BYTES, Callbacks
-from gateway.lifecycle_calls import ORDER, Action, Caller, Calls
+from gateway.lifecycle_calls import ORDER, Acting, Action, Calls
 from gateway.lifecycle_reads import Reads
 from gateway.lifecycle_watch import Watcher
 from gateway.lookup import Lookup
@@ -63,9 +63,9 @@ class Lifecycle:
     def _act(self, action: str) -> Action:
         """A step without a body; the answer is the order. Made again it is refused, and changes nothing."""
 
-        async def act(request: Request, order_id: bytes, caller: Caller) -> Any:
+        async def act(request: Request, order_id: bytes, acting: Acting) -> Any:
             return await self._moved(
-                order_id, lambda: self._orders.act(order_id, action, caller.actor, caller.who, caller.channel)
+                order_id, lambda: self._orders.act(order_id, action, acting.actor, acting.who, acting.owner)
             )
 
         return act
@@ -74,39 +74,37 @@ class Lifecycle:
         await move()
         return await self._lookup.find(order_id)
 
-    async def operate(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+    async def operate(self, request: Request, order_id: bytes, acting: Acting) -> Any:
         """Any step that the order's flow gives an operator and that has no body."""
         action = request.path_params["action"]
         if not _is_action(action):
             return self._calls.refused("not_found")
-        return await self._moved(order_id, lambda: self._orders.operate(order_id, action, caller.who))
+        return await self._moved(order_id, lambda: self._orders.operate(order_id, action, acting.who))
 
-    async def urge(self, request: Request, order_id: bytes, caller: Caller) -> Any:
-        return await self._moved(
-            order_id, lambda: self._orders.urge(order_id, caller.actor, caller.who, caller.channel)
-        )
+    async def urge(self, request: Request, order_id: bytes, acting: Acting) -> Any:
+        return await self._moved(order_id, lambda: self._orders.urge(order_id, acting.actor, acting.who, acting.owner))
 
-    async def change(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+    async def change(self, request: Request, order_id: bytes, acting: Acting) -> Any:
         new = decode(decode_change, await read_body(request.receive, BODY_BYTES)).ship_to
         return await self._moved(
-            order_id, lambda: self._orders.change(order_id, new, caller.actor, caller.who, caller.channel)
+            order_id, lambda: self._orders.change(order_id, new, acting.actor, acting.who, acting.owner)
         )
 
-    async def refund(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+    async def refund(self, request: Request, order_id: bytes, acting: Acting) -> Any:
         """Asked for by a buyer and to be reviewed; by an operator it is approved as it is."""
         wanted = decode(decode_refund, await read_body(request.receive, BODY_BYTES))
-        if caller.actor == "operator":
-            return await self._refunds.grant(order_id, wanted, caller.who)
-        return await self._refunds.request(order_id, wanted, caller.actor, caller.who, caller.channel)
+        if acting.actor == "operator":
+            return await self._refunds.grant(order_id, wanted, acting.who)
+        return await self._refunds.request(order_id, wanted, acting.actor, acting.who, acting.owner)
 
-    async def refunds(self, request: Request, order_id: bytes, caller: Caller) -> Any:
-        return {"refunds": await self._refunds.list(order_id, caller.channel)}
+    async def refunds(self, request: Request, order_id: bytes, acting: Acting) -> Any:
+        return {"refunds": await self._refunds.list(order_id, acting.owner)}
 
-    async def approve(self, request: Request, order_id: bytes, caller: Caller) -> Any:
-        return await self._refunds.approve(order_id, request.path_params["refund_no"], caller.who)
+    async def approve(self, request: Request, order_id: bytes, acting: Acting) -> Any:
+        return await self._refunds.approve(order_id, request.path_params["refund_no"], acting.who)
 
-    async def reject(self, request: Request, order_id: bytes, caller: Caller) -> Any:
-        return await self._refunds.reject(order_id, request.path_params["refund_no"], caller.who)
+    async def reject(self, request: Request, order_id: bytes, acting: Acting) -> Any:
+        return await self._refunds.reject(order_id, request.path_params["refund_no"], acting.who)
 
-    async def confirm(self, request: Request, order_id: bytes, caller: Caller) -> Any:
-        return await self._refunds.confirm(order_id, request.path_params["refund_no"], caller.who)
+    async def confirm(self, request: Request, order_id: bytes, acting: Acting) -> Any:
+        return await self._refunds.confirm(order_id, request.path_params["refund_no"], acting.who)

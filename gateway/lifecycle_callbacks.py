@@ -12,15 +12,19 @@ from starlette.routing import Route
 
 from core.desk.orders import PARTNERS, Moved, OrderDesk
 from core.errors import Fault, OrderUnknown
+from core.flood import SampledLog
 from core.flows.table import Actor
 from core.ids import parse
 from core.model import PartnerReport, Payment
 from core.signing import SignatureInvalid, Signer
+from core.trace_context import trace_id_of
 from gateway.admin import json_response
 from gateway.body import Gone, decode, read_body
 from gateway.lifecycle_calls import Calls
+from gateway.traced_calls import ORDER_ID
 
 logger = logging.getLogger("rushgate.gateway")
+refused = SampledLog(logger, logging.WARNING, "callback refused", burst=5)
 
 BODY_BYTES = 16_384
 
@@ -83,14 +87,27 @@ class Callbacks:
             order_id = parse(text)
             if order_id is None:
                 raise OrderUnknown("no such order")
+            request.scope[ORDER_ID] = order_id
             return json_response(await move(order_id))
         except Fault as exc:
             known = isinstance(exc, OrderUnknown) and order_id is not None
             why = await self._calls.unknown(order_id, None, exc) if known and order_id is not None else exc
             if why.status != 503:
-                fields = {"path": request.url.path, "code": why.code, "why": why.detail}
-                fields |= {"order": text[:100], "message_id": message_id} if text else {}
-                logger.warning("callback refused", extra=fields)
+                await self._log(request.url.path, why, text, message_id, order_id)
             return self._calls.failed(why)
         except Gone:
             return Response()  # to nobody
+
+    async def _log(self, path: str, why: Fault, text: str, message_id: str, order_id: bytes | None) -> None:
+        """Why a callback was refused: each one whose sender we know, of the others one a second."""
+        fields = {"path": path, "code": why.code, "why": why.detail}
+        if not text:
+            refused(path, **fields)
+            return
+        fields |= {"order_id": text[:100], "message_id": message_id}
+        if order_id is not None:
+            try:
+                fields["trace_id"] = (await self._orders.context(order_id)).trace_id.hex()
+            except Fault:
+                fields["trace_id"] = trace_id_of(order_id)
+        logger.warning("callback refused", extra=fields)

@@ -7,12 +7,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from core.desk.moves import Owner
 from core.errors import Fault, OrderUnknown
 from core.flows.table import Actor
 from core.ids import parse
-from gateway.access import Access
+from core.model import OrderView
+from gateway.access import Access, Caller
 from gateway.admin import json_response, problem_response
 from gateway.body import Gone
+from gateway.callers import caller_of
 from gateway.lookup import Lookup
 from gateway.problems import fault, problem
 
@@ -27,15 +30,23 @@ class OnItsWay(Fault):
     retryable = True
 
 
-class Caller(NamedTuple):
-    """Who acts, as whom the event names them, and the channel whose orders they know (None: all)."""
+class Acting(NamedTuple):
+    """Who acts, as whom the event names them, and whose orders they know (None: all)."""
 
     actor: Actor
     who: str
-    channel: str | None
+    owner: Owner | None
+    caller: Caller | None = None  # None: an operator
 
 
-Action = Callable[[Request, bytes, Caller], Awaitable[Any]]
+OPERATOR = Acting("operator", "operator", None)
+
+Action = Callable[[Request, bytes, Acting], Awaitable[Any]]
+
+
+def owns(owner: Owner | None, view: OrderView) -> bool:
+    """Whether the order is one that they know."""
+    return owner is None or owner.has(view.channel, view.buyer_id, view.campaign)
 
 
 class Calls:
@@ -46,31 +57,42 @@ class Calls:
         self._lookup = lookup
         self._retry_after_s = retry_after_s
 
-    def caller(self, request: Request) -> Caller | None:
-        """An operator by the admin token, or the buyer through a channel; None = neither."""
-        authorization = request.headers.get("authorization", "").encode("latin-1")
-        if self._access.is_admin(authorization):
-            return Caller("operator", "operator", None)
-        channel = self._access.channel(authorization)
-        return Caller("buyer", f"channel:{channel}", channel) if channel is not None else None
+    async def acting(self, request: Request) -> tuple[Acting, Request]:
+        """An operator by the admin token, the buyer through a channel, or the buyer by a ticket, who knows the orders
+        of that campaign alone; and the request to go on with. Raises: as `caller_of`."""
+        if self._access.is_admin(request.headers.get("authorization", "").encode("latin-1")):
+            return OPERATOR, request
+        caller, request = await caller_of(self._access, request)
+        ticket = caller.ticket
+        if ticket is None:
+            return Acting("buyer", f"channel:{caller.channel}", Owner(caller.channel), caller), request
+        owner = Owner(caller.channel, ticket.buyer_id, ticket.campaign)
+        return Acting("buyer", f"ticket:{caller.channel}", owner, caller), request
+
+    def stands(self, acting: Acting) -> bool:
+        """Whether who was let in would still be: for answers that take long."""
+        return acting.caller is None or self._access.stands(acting.caller)
 
     def route(self, path: str, *, operator: bool = False, **actions: Action) -> Route:
         """All methods of a path under an order. `operator`: the admin token alone opens it."""
 
         async def endpoint(request: Request) -> Response:
-            caller = self.caller(request)
-            if caller is None:
-                return self.refused("unauthorized")
-            if operator and caller.actor != "operator":
+            try:
+                acting, request = await self.acting(request)
+            except Fault as exc:
+                return self.failed(exc)
+            except Gone:
+                return Response()  # to nobody
+            if operator and acting.actor != "operator":
                 return self.refused("operators_only")
             action = actions.get(request.method) or actions["GET"]  # the router lets HEAD through where there is a GET
             order_id = parse(request.path_params["order_id"])
             if order_id is None:
                 return self.refused("unknown_order")
             try:
-                answer = await action(request, order_id, caller)
+                answer = await action(request, order_id, acting)
             except OrderUnknown as exc:
-                return self.failed(await self.unknown(order_id, caller.channel, exc))
+                return self.failed(await self.unknown(order_id, acting.owner, exc))
             except Fault as exc:
                 return self.failed(exc)
             except Gone:
@@ -87,12 +109,12 @@ class Calls:
         """The problem of a fault."""
         return problem_response(fault(exc), self._retry_after_s)
 
-    async def unknown(self, order_id: bytes, channel: str | None, exc: Fault) -> Fault:
+    async def unknown(self, order_id: bytes, owner: Owner | None, exc: Fault) -> Fault:
         """Why the ledger does not know the order: it is on its way there, or nobody has it."""
         try:
             view = await self._lookup.find(order_id)
         except Fault as other:
             return other
-        if view is not None and channel in (None, view.channel):
+        if view is not None and owns(owner, view):
             return OnItsWay("the order is not in the ledger yet")
         return exc

@@ -15,8 +15,10 @@ from core.errors import Fault, Invalid, LedgerUnavailable, OrderUnknown
 from core.flows import FLOWS
 from core.ids import parse, text_of
 from core.model import OrderPage, OrderView
+from gateway.access import Unauthorized
 from gateway.admin import json_response
-from gateway.lifecycle_calls import ORDER, Action, Caller, Calls
+from gateway.body import Gone
+from gateway.lifecycle_calls import ORDER, Acting, Action, Calls, owns
 from gateway.lifecycle_watch import AWAY_S, Watcher
 from gateway.lookup import Lookup
 from gateway.replies import encode_json
@@ -76,13 +78,13 @@ class Reads:
             self._calls.route(ORDER + "/events", GET=self.events),
         ]
 
-    async def _find(self, order_id: bytes, caller: Caller) -> OrderView:
+    async def _find(self, order_id: bytes, acting: Acting) -> OrderView:
         view = await self._lookup.find(order_id)
-        if view is None or caller.channel not in (None, view.channel):
+        if view is None or not owns(acting.owner, view):
             raise OrderUnknown("no such order")
         return view
 
-    async def order(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+    async def order(self, request: Request, order_id: bytes, acting: Acting) -> Any:
         """An order as it stands; with `wait`, once it is beyond `version` (left out: beyond where it is now).
 
         One that is at an end is answered at once: only what comes unasked may move it yet, and nobody waits for that.
@@ -91,38 +93,43 @@ class Reads:
         wait_s = number(request, "wait", 0, WAIT_S, 0)
         version = request.query_params.get("version")
         known = None if version is None else whole(version, "version")
-        view = await self._find(order_id, caller)
+        view = await self._find(order_id, acting)
         if wait_s and view.state not in ENDS and (known is None or view.version <= known):
             known = view.version if known is None else known
             if await self._watcher.newer(order_id, known, wait_s) > known:
-                view = await self._find(order_id, caller)
+                if not self._calls.stands(acting):
+                    raise Unauthorized("")
+                view = await self._find(order_id, acting)
         return view
 
-    async def trace(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+    async def trace(self, request: Request, order_id: bytes, acting: Acting) -> Any:
         """Every step of an order, the oldest first."""
-        steps = await self._orders.trace(order_id, caller.channel)
-        return {"order_id": request.path_params["order_id"], "steps": steps}
+        steps = await self._orders.trace(order_id, acting.owner)
+        context = await self._orders.context(order_id)
+        return {"order_id": request.path_params["order_id"], "trace_id": context.trace_id.hex(), "steps": steps}
 
-    async def events(self, request: Request, order_id: bytes, caller: Caller) -> Any:
+    async def events(self, request: Request, order_id: bytes, acting: Acting) -> Any:
         """The moves of an order as they come, after the one that `Last-Event-ID` names; over when the order is.
 
         204 if it is over and has nothing new: any other answer brings a browser back each second, for ever.
         """
         after = whole(request.headers.get("last-event-id", "0"), "Last-Event-ID")
-        view = await self._find(order_id, caller)
+        view = await self._find(order_id, acting)
         if view.state in ENDS and view.version <= after:
             return Response(status_code=204, headers={"cache-control": "no-store"})
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         if request.method == "HEAD":
             return Response(headers=headers, media_type="text/event-stream")
-        return StreamingResponse(self._stream(order_id, view, after), 200, headers, "text/event-stream")
+        return StreamingResponse(self._stream(order_id, view, after, acting), 200, headers, "text/event-stream")
 
-    async def _stream(self, order_id: bytes, view: OrderView, after: int) -> AsyncIterator[bytes]:
+    async def _stream(self, order_id: bytes, view: OrderView, after: int, acting: Acting) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
         until_s, state = loop.time() + STREAM_S, view.state
         yield b"retry: 1000\n\n"
         while loop.time() < until_s and not self._watcher.stopping():
             try:
+                if not self._calls.stands(acting):
+                    return  # a key that was revoked meanwhile, a ticket that is over
                 for event in await self._orders.events(order_id, after):
                     after, state = event.version, event.to_state
                     yield b"id: %d\nevent: %b\ndata: %b\n\n" % (
@@ -139,11 +146,9 @@ class Reads:
                 return  # too many: the client comes again
 
     async def page(self, request: Request) -> Response:
-        """A page of the orders that fit; a channel sees its own only."""
-        caller = self._calls.caller(request)
-        if caller is None:
-            return self._calls.refused("unauthorized")
+        """A page of the orders that fit; a channel sees its own only, a buyer with a ticket those of the ticket."""
         try:
+            acting, request = await self._calls.acting(request)
             only(request, *FILTERS, "after", "limit")
             asked = {name: request.query_params.get(name) for name in FILTERS}
             for name, value in asked.items():
@@ -151,9 +156,11 @@ class Reads:
                     raise Invalid("must be 1 to 64 ASCII characters", name)
             if asked["state"] not in (None, *STATES):
                 raise Invalid("is no state of any flow", "state")
-            if caller.channel is not None and asked["channel"] not in (None, caller.channel):
-                raise Invalid("a channel sees its own orders only", "channel")
-            asked["channel"] = caller.channel or asked["channel"]
+            for name, own in (acting.owner._asdict() if acting.owner is not None else {}).items():
+                if own is not None and asked[name] not in (None, own):
+                    whose = "a channel" if name == "channel" else "a buyer"
+                    raise Invalid(f"{whose} sees its own orders only", name)
+                asked[name] = own or asked[name]
             text = request.query_params.get("after")
             after = parse(text) if text is not None else None
             if text is not None and after is None:
@@ -165,3 +172,5 @@ class Reads:
             return json_response(OrderPage(listed, None if more is None else text_of(more)))
         except Fault as exc:
             return self._calls.failed(exc)
+        except Gone:
+            return Response()  # to nobody

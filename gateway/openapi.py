@@ -4,14 +4,20 @@ import msgspec
 
 from core.desk.campaigns import Campaign, Restocked
 from core.model import AuditReport, BatchLine, CampaignSpec, OrderRequest, OrderView, Restock
+from gateway.openapi_access import BODIES as ACCESS_BODIES
+from gateway.openapi_access import access_paths
+from gateway.openapi_line import BODIES as LINE_BODIES
+from gateway.openapi_line import line_paths
 from gateway.openapi_orders import BODIES as ORDER_BODIES
 from gateway.openapi_orders import order_paths
 from gateway.openapi_parts import (
     ADMIN,
     ASKING,
+    BUYER,
     CAMPAIGN,
     CHANNEL,
     KEY,
+    LIMITS,
     TAKING,
     Json,
     content,
@@ -75,23 +81,25 @@ class Ready(msgspec.Struct, omit_defaults=True):
 
 BODIES = [
     OrderRequest, BatchLine, CampaignSpec, Restock, OrderAccepted, OrderView, CampaignView, Campaign, Restocked,
-    AuditReport, Problem, Live, Ready, BatchAccepted, BatchRefused, ProblemKind, *ORDER_BODIES,
+    AuditReport, Problem, Live, Ready, BatchAccepted, BatchRefused, ProblemKind, *ORDER_BODIES, *ACCESS_BODIES,
+    *LINE_BODIES,
 ]  # fmt: skip
 
 
 def _orders() -> Json:
     found = operation(
-        "Order from a campaign", "202", "OrderAccepted", CHANNEL,
+        "Order from a campaign", "202", "OrderAccepted", BUYER,
         problems(
             "sold_out", "over_limit", "not_open", "closed", "paused", "key_missing", "key_invalid", "malformed",
-            "key_reused", "unknown_sku", "invalid", "unauthorized", "channel_not_allowed", "unknown_campaign",
-            "too_large", *TAKING,
+            "key_reused", "unknown_sku", "invalid", "unauthorized", "channel_not_allowed", "campaign_not_allowed",
+            "blocked", "ticket_needed", "ticket_wrong", "unknown_campaign", "too_large", "rate_limited", *TAKING,
         ),
         [CAMPAIGN, KEY], "OrderRequest",
     )  # fmt: skip
     found["responses"]["202"]["headers"] = {
         "Location": {"schema": {"type": "string"}, "description": "where the order stands"},
         "Idempotent-Replayed": {"schema": {"const": "true"}, "description": "this key was accepted before"},
+        **LIMITS,
     }
     return found
 
@@ -99,7 +107,8 @@ def _orders() -> Json:
 def _batch() -> Json:
     found = operation(
         "Order many at once", "200", None, CHANNEL,
-        problems("invalid", "unauthorized", "unknown_campaign", "not_open", "too_large", *TAKING), [CAMPAIGN],
+        problems("invalid", "unauthorized", "ticket_wrong", "unknown_campaign", "not_open", "too_large", *TAKING),
+        [CAMPAIGN],
     )  # fmt: skip
     found["description"] = (
         "NDJSON, one order per line with its `request_key`, at most 1,000. The answer has one line per order in the "
@@ -119,6 +128,13 @@ def _admin(summary: str, result: str, body: str | None = None) -> Json:
         "store_unavailable", "store_not_as_promised", "ledger_unavailable",
     )  # fmt: skip
     return operation(summary, "200", result, ADMIN, refusals, [CAMPAIGN], body)
+
+
+def _metrics() -> Json:
+    refusals = problems("unauthorized", "operators_only", "not_found")
+    found = operation("Metrics of this process", "200", None, ADMIN, refusals, [])
+    found["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    return found
 
 
 def document() -> Json:
@@ -141,7 +157,7 @@ def document() -> Json:
             "/v1/campaigns/{campaign}/orders:batch": {"post": _batch()},
             "/v1/campaigns/{campaign}": {
                 "get": operation(
-                    "Campaign as channels see it", "200", "CampaignView", CHANNEL,
+                    "Campaign as channels see it", "200", "CampaignView", BUYER,
                     problems("unauthorized", "unknown_campaign", "not_open", *ASKING), [CAMPAIGN],
                 )
             },
@@ -155,8 +171,11 @@ def document() -> Json:
             base + "/close": {"post": _admin("Close a campaign", "Campaign")},
             base + "/restock": {"post": _admin("Add or withdraw units", "Restocked", "Restock")},
             base + "/audit": {"get": _admin("Audit a campaign", "AuditReport")},
+            **access_paths(),
+            **line_paths(),
             "/livez": {"get": operation("Process is alive", "200", "Live", [], {}, [])},
             "/readyz": {"get": operation("Orders are taken", "200", "Ready", [], not_ready, [])},
+            "/metrics": {"get": _metrics()},
             "/openapi.json": {"get": operation("This document", "200", "Document", [], {}, [])},
             "/problems/{code}": {
                 "get": operation(
@@ -169,6 +188,22 @@ def document() -> Json:
             "schemas": schemas,
             "securitySchemes": {
                 "channelKey": {"type": "http", "scheme": "bearer", "description": "the key of a channel"},
+                "signedRequest": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "rushgate-signature",
+                    "description": "by a signing key of a channel, with two headers more: docs/channels.md",
+                },
+                "signedPlace": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "a buyer's signed place in a line: what joining it gave as `line`",
+                },
+                "admissionTicket": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "a buyer's ticket: knows the buyer's own orders in one campaign",
+                },
                 "webhookSignature": {
                     "type": "apiKey",
                     "in": "header",

@@ -1,5 +1,7 @@
 """The calls about orders after their 202, as the OpenAPI document has them."""
 
+from typing import Annotated
+
 import msgspec
 
 from core.desk.listing import MAX_PAGE
@@ -17,13 +19,14 @@ from core.model import (
 )  # fmt: skip
 from gateway.lifecycle_reads import ENDS, PAGE, STATES, WAIT_S
 from gateway.openapi_callbacks import callback_paths
-from gateway.openapi_parts import ADMIN, ASKING, BODY, CHANNEL, Json, operation, path, problems, query, ref
+from gateway.openapi_parts import ADMIN, ASKING, BODY, BUYER, Json, operation, path, problems, query, ref
 
 
 class Trace(msgspec.Struct):
     """The story of an order, the oldest step first."""
 
     order_id: str
+    trace_id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$", description="as W3C Trace Context has it")]
     steps: list[TraceStep]
 
 
@@ -40,7 +43,7 @@ BODIES = [
 ORDER = path("order_id", "as a 202 gave it")
 ACTIONS = sorted({s.action for f in FLOWS.values() for s in f.steps if "operator" in s.actors} - set(OWN_CALLS))
 REFUND = path("refund_no", "as a request for a refund gave it")
-EITHER = CHANNEL + ADMIN
+EITHER = BUYER + ADMIN
 LAST_EVENT: Json = {
     "name": "Last-Event-ID", "in": "header", "required": False, "schema": {"type": "string"},
     "description": "the `id` of the last event that is known: the stream goes on after it",

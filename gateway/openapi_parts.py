@@ -6,8 +6,20 @@ from gateway.problems import CODES
 
 Json = dict[str, Any]
 
-CHANNEL: list[Json] = [{"channelKey": []}]
+CHANNEL: list[Json] = [{"channelKey": []}, {"signedRequest": []}]
+BUYER: list[Json] = [*CHANNEL, {"admissionTicket": []}]
 ADMIN: list[Json] = [{"adminToken": []}]
+
+
+LIMITS: Json = {  # headers of answers about orders, where there are rate limits
+    "RateLimit": {
+        "schema": {"type": "string"},
+        "description": "of the tightest limit: requests that may follow at once (`r`), and seconds until all may (`t`)",
+    },
+    "RateLimit-Policy": {
+        "schema": {"type": "string"}, "description": "all limits: so many requests (`q`) in so many seconds (`w`)",
+    },
+}  # fmt: skip
 
 
 def ref(name: str) -> Json:
@@ -31,8 +43,10 @@ def problems(*codes: str) -> Json:
             "description": "; ".join(f"`{n}`: {CODES[n][1]}" for n in names),
             "content": content("Problem", "application/problem+json"),
         }
-        if status == 503:
-            found["503"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
+        if status in (429, 503):
+            found[str(status)]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
+        if status == 429:
+            found["429"]["headers"] |= LIMITS
     return found
 
 
@@ -72,7 +86,9 @@ def operation(
     summary: str, ok: str, name: str | None, security: list[Json], refusals: Json, parameters: list[Json],
     body: str | None = None,
 ) -> Json:  # fmt: skip
-    """One call. `refusals`: the responses beside `ok` and 500."""
+    """One call. `refusals`: the responses beside `ok` and 500. What may be signed may be signed wrongly."""
+    if any("signedRequest" in way for way in security) and "401" in refusals:
+        refusals["401"]["description"] += f"; `signature_invalid`: {CODES['signature_invalid'][1]}"
     found: Json = {
         "summary": summary,
         "operationId": "".join(w.capitalize() for w in summary.split())[0:60],

@@ -54,7 +54,7 @@ def prepare(ids: IdSource, sale: Sale, channel: str, request_key: str, order: An
         lines = tuple(part for line in items for part in line[:2])
     if sale.discounts:
         amount -= discount(sale.discounts, amount)
-    client_ip = canonical_ip(order.client_ip) if order.client_ip else ""
+    client_ip = canonical_ip(order.client_ip) if order.client_ip is not None else ""
     device_id = order.device_id or ""
     buyer_id = order.buyer_id
     # As a Held, which is an array: a tuple is made in a third of the time.

@@ -127,6 +127,12 @@ class Pressure:
                 self._intake.refusal = self._before = None
             await asyncio.sleep(LOOK_S)
 
+    @property
+    def share(self) -> float:
+        """How near the last look was to the nearest mark, 1.0 = there; 0.0 = nothing is known."""
+        load, marks = self._before, self._marks
+        return 0.0 if load is None else max(load.orders / marks.orders, load.age_s / marks.age_s)
+
     async def look(self) -> Load:
         """What waits on the shards of the campaigns that this process sells. Raises StoreUnavailable."""
         over = datetime.now(UTC) - CLOSED_FOR  # what has closed gets no more orders; a process may know thousands

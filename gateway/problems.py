@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import msgspec
 
-from core.errors import Fault, Invalid, NotAllowed
+from core.errors import Fault, Invalid, NotAllowed, RateLimited
 from lua.reserve import Outcome, ReserveCode
 
 # code -> HTTP status, title. `detail` says what is special about this very request.
@@ -25,7 +25,14 @@ CODES: dict[str, tuple[int, str]] = {
     "invalid": (422, "A field of the request is not as it must be"),
     "signature_invalid": (401, "The signature is missing, too old, or not made with a key of ours"),
     "unauthorized": (401, "The Authorization header is missing or its key is not known"),
+    "ticket_needed": (403, "The campaign wants an admission ticket"),
+    "ticket_wrong": (403, "The admission ticket is not for this request"),
+    "proof_needed": (403, "Joining the line wants a proof of work or a captcha's answer"),
+    "proof_wrong": (403, "The proof of work or the captcha's answer is wrong or too old"),
     "channel_not_allowed": (403, "The campaign is not for this channel"),
+    "campaign_not_allowed": (403, "The channel may not sell this campaign"),
+    "blocked": (403, "This buyer or this address may not order"),
+    "unknown_channel": (404, "No such channel"),
     "operators_only": (403, "This call is for operators"),
     "unknown_campaign": (404, "No such campaign"),
     "unknown_order": (404, "No such order"),
@@ -33,12 +40,17 @@ CODES: dict[str, tuple[int, str]] = {
     "not_found": (404, "No such resource"),
     "method_not_allowed": (405, "The resource does not know this method"),
     "too_large": (413, "The body is too large"),
-    "head_too_large": (431, "The request line and headers are too large"),
+    "head_too_large": (431, "The request line and headers are too large, or too many"),
+    "bad_http": (400, "This is no HTTP/1.1 request"),
+    "too_slow": (408, "The request did not come in time"),
+    "too_many_connections": (503, "More connections are open than may be: close some, or come again"),
+    "rate_limited": (429, "Too many requests: send the same request with the same key again, not before Retry-After"),
     "internal": (500, "An error of ours"),
     "on_its_way": (503, "The order is accepted and on its way to the ledger: send the same request again"),
     "overloaded": (503, "More requests wait than can be served: send the same request with the same key again"),
     "store_unavailable": (503, "The store cannot be used now: send the same request with the same key again"),
     "store_not_as_promised": (503, "The store is not set as this deployment promises"),
+    "captcha_unavailable": (503, "The captcha cannot be verified now: send the same request again"),
     "ledger_unavailable": (503, "The ledger cannot be used now: send the same request again"),
     "recovering": (
         503, "The campaign is out of service until it is rebuilt: send the same request with the same key again",
@@ -66,14 +78,15 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str = ""
     field: str = ""  # where in the body, e.g. items[0].quantity
     sku: str = ""  # of sold_out
-    limit: str = ""  # of over_limit: buyer, buyer_sku, ip or device
+    limit: str = ""  # of over_limit: buyer, buyer_sku, ip, device or channel_share; of rate_limited: whose rate
+    retry_after: int = 0  # of rate_limited: seconds, as the header says; for lines of a batch
     allowed: list[str] | msgspec.UnsetType = msgspec.UNSET  # of not_allowed: the actions that are, perhaps none
 
 
 def problem(code: str, detail: str = "", field: str = "", sku: str = "", limit: str = "") -> Problem:
     """The problem of a code of the table."""
     status, title = CODES[code]
-    return Problem(f"/problems/{code}", title, status, code, detail, field, sku, limit)
+    return Problem(f"/problems/{code}", title, status, code, detail, field, sku, limit=limit)
 
 
 @lru_cache(maxsize=4_096)
@@ -101,6 +114,9 @@ def refusal_of(outcome: Outcome) -> tuple[int, bytes]:
 
 def fault(exc: Fault) -> Problem:
     """The problem that an error of ours answers with."""
+    if isinstance(exc, RateLimited):
+        limited = problem(exc.code, exc.detail, limit=exc.limit)
+        return msgspec.structs.replace(limited, retry_after=exc.retry_after_s)
     code = exc.code if exc.code in CODES else "internal"
     found = problem(code, exc.detail, exc.field if isinstance(exc, Invalid) else "")
     return msgspec.structs.replace(found, allowed=exc.allowed) if isinstance(exc, NotAllowed) else found

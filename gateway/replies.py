@@ -97,18 +97,20 @@ def _text_of(order_id: bytes) -> bytes:
     return b"-".join(_groups(hexlify(order_id)))
 
 
-async def send_accepted(send: Send, body: bytes, location: bytes, replayed: bool) -> None:
-    """202 with the order."""
+async def send_accepted(send: Send, body: bytes, location: bytes, replayed: bool, more: Headers | None = None) -> None:
+    """202 with the order. `more`: further headers."""
     headers = [JSON, (b"content-length", b"%d" % len(body)), (b"location", location)]
     if replayed:
         headers.append(REPLAYED)
+    if more:
+        headers += more
     await send({"type": "http.response.start", "status": 202, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_refusal(send: Send, status: int, body: bytes) -> None:
-    """A refusal whose body is ready."""
-    headers = [PROBLEM, (b"content-length", b"%d" % len(body))]
+async def send_refusal(send: Send, status: int, body: bytes, more: Headers | None = None) -> None:
+    """A refusal whose body is ready. `more`: further headers."""
+    headers = [PROBLEM, (b"content-length", b"%d" % len(body)), *(more or [])]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -123,10 +125,10 @@ def unread(scope: Scope) -> Headers:
 
 
 async def send_problem(send: Send, found: Problem, retry_after: bytes, more: Headers | None = None) -> None:
-    """A problem; a 503 says when to come again, a 401 how to be let in. `more`: further headers."""
+    """A problem; a 503 and a 429 say when to come again, a 401 how to be let in. `more`: further headers."""
     body = msgspec.json.encode(found)
     headers = [PROBLEM, (b"content-length", b"%d" % len(body)), *(more or [])]
-    if found.status == 503:
+    if found.status in (429, 503):
         headers.append((b"retry-after", retry_after))
     elif found.status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="rushgate"'))

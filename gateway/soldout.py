@@ -137,6 +137,13 @@ class SoldOut:
                 self._keys.pop(life, None)
                 self._too_many_s.pop(life, None)
 
+    def up(self) -> int:
+        """How many flags are up now."""
+        if not self.flags:
+            return 0
+        now_s = self._loop.time()
+        return sum(flag.until_s > now_s for flags in self.flags.values() for flag in flags.values())
+
     async def stop(self) -> None:
         """No task of it runs."""
         tasks = list(self._loading.values())

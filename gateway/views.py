@@ -1,6 +1,7 @@
 """The calls beside the hot path: a campaign as channels see it, health, problems, the API."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import msgspec
@@ -10,9 +11,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from core.errors import Fault, Recovering, StoreUnavailable
+from core.metrics import CONTENT_TYPE
 from core.model import Discount, Limits
 from gateway.access import Access
 from gateway.admin import json_response, problem_response
+from gateway.body import Gone
+from gateway.callers import caller_of
 from gateway.catalogue import Catalogue
 from gateway.problems import CODES, fault, problem
 from lua.connection import SharedConnection
@@ -50,8 +54,9 @@ class Views:
 
     def __init__(
         self, access: Access, catalogue: Catalogue, store: SharedConnection,
-        level: Level, retry_after_s: int, openapi: bytes,
+        level: Level, retry_after_s: int, openapi: bytes, exposition: Callable[[], bytes] | None = None,
     ) -> None:  # fmt: skip
+        """`exposition`: of this process's metrics; None: it has none."""
         self._access = access
         self._catalogue = catalogue
         self._store = store
@@ -60,6 +65,7 @@ class Views:
         self._retry_after_s = retry_after_s
         self.stopping = False
         self._openapi = openapi
+        self._exposition = exposition
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -67,21 +73,18 @@ class Views:
             Route("/v1/campaigns/{campaign}", self.campaign, methods=["GET"]),
             Route("/livez", self.livez, methods=["GET"]),
             Route("/readyz", self.readyz, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
             Route("/openapi.json", self.openapi, methods=["GET"]),
             Route("/problems/{code}", self.problem, methods=["GET"]),
         ]
-
-    def _channel(self, request: Request) -> str | None:
-        return self._access.channel(request.headers.get("authorization", "").encode("latin-1"))
 
     def _problem(self, code: str, detail: str = "") -> Response:
         return problem_response(problem(code, detail), self._retry_after_s)
 
     async def campaign(self, request: Request) -> Response:
         """What a shop needs to know: when it opens, what is sold, what it costs."""
-        if self._channel(request) is None:
-            return self._problem("unauthorized")
         try:
+            await caller_of(self._access, request)
             sale = await self._catalogue.get(request.path_params["campaign"])
             [reading] = await self._scripts.audit(sale.keys[:1])
             # Another process has changed it, or the store lost it: then this says why.
@@ -90,6 +93,8 @@ class Views:
                 [reading] = await self._scripts.audit(sale.keys[:1])
         except Fault as exc:
             return problem_response(fault(exc), self._retry_after_s)
+        except Gone:
+            return Response()  # to nobody
         if "opens_ms" not in reading.meta:
             return self._problem("campaign_lost")
         spec = sale.spec
@@ -134,6 +139,16 @@ class Views:
         await self._store.confirm(intake_key(0))  # a replica that stands still is connected for a long while
         if not (await look(self._store)).admitted:
             raise Recovering("the store was started anew, and is judged before orders are taken on it")
+
+    async def metrics(self, request: Request) -> Response:
+        """The metrics of this very process, for operators."""
+        authorization = request.headers.get("authorization", "").encode("latin-1")
+        if not self._access.is_admin(authorization):
+            known = self._access.caller(authorization) is not None
+            return self._problem("operators_only" if known else "unauthorized")
+        if self._exposition is None:
+            return self._problem("not_found", "this process has no metrics: RUSHGATE_METRICS_LISTEN is empty")
+        return Response(self._exposition(), headers={"content-type": CONTENT_TYPE})
 
     async def openapi(self, request: Request) -> Response:
         """The description of all that is served."""

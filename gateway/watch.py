@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from core.errors import Recovering, StoreUnavailable
+from core.flood import SampledLog
 from lua.connection import Command, LocalLevel, Reply, SharedConnection
 from lua.durability import Level
 
@@ -16,6 +17,14 @@ class StoreWatch:
 
     def __init__(self) -> None:
         self._state: Literal["there", "away", "refusing"] = "there"
+        self._told = False
+        events = "store refuses orders", "store is away"
+        self._events = {event: SampledLog(logger, logging.WARNING, event, burst=5) for event in events}
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its last answer was one that this process can use."""
+        return self._state == "there"
 
     def lost(self, exc: StoreUnavailable, refused: bool = False) -> None:
         """No usable answer. `refused`: the store answers, and will not carry out a reservation. One that answers and is
@@ -25,13 +34,15 @@ class StoreWatch:
         if state != self._state:
             self._state = state
             event = "store refuses orders" if refused else "store is away"
-            logger.warning(event, extra={"code": exc.code, "why": exc.detail})
+            self._told |= self._events[event](code=exc.code, why=exc.detail)
 
     def answered(self, reserved: bool = False) -> None:
         """An answer. `reserved`: to a reservation; only that shows that one who refused them takes them again."""
         if self._state == "away" or (reserved and self._state == "refusing"):
             self._state = "there"
-            logger.info("store is back")
+            if self._told:  # else its going was not told either: it comes and goes many times a second
+                logger.info("store is back")
+            self._told = False
 
 
 class WatchedConnection(SharedConnection):

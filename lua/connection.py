@@ -61,7 +61,7 @@ class StoreConnection:
                 settings, role = await _talk(connection, questions(self._level))
         except (TimeoutError, OSError, redis_errors.RedisError) as exc:
             await connection.disconnect(nowait=True)
-            raise StoreUnavailable(f"the store cannot be reached: {exc}") from exc
+            raise StoreUnavailable(f"the store cannot be reached: {str(exc) or 'timeout'}") from exc
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -90,7 +90,7 @@ class StoreConnection:
                 replies = await _talk(connection, commands)
         except (TimeoutError, OSError, redis_errors.ConnectionError, redis_errors.TimeoutError) as exc:
             await self.close()
-            raise StoreUnavailable(f"the store did not answer: {exc or 'timeout'}") from exc
+            raise StoreUnavailable(f"the store did not answer: {str(exc) or 'timeout'}") from exc
         except BaseException:
             await self.close()  # unread replies would answer the next question
             raise

@@ -9,9 +9,9 @@
 -- Cost       O(orders + lines), at most 10 commands and 2 per SKU, one round trip.
 -- Caller     lua/scripts.py Scripts.giveback
 --
--- KEYS[1] meta    hash  fields epoch, lease_ms, reopen, r:SKU
+-- KEYS[1] meta    hash  fields epoch, lease_ms, reopen, r:SKU, count_channel
 -- KEYS[2] stock   hash  SKU -> left; a:SKU -> allocation of this shard
--- KEYS[3] used    hash  b:BUYER, s:BUYER SKU, i:IP, d:DEVICE -> units taken
+-- KEYS[3] used    hash  b:BUYER, s:BUYER SKU, i:IP, d:DEVICE, c:CHANNEL -> units taken
 -- KEYS[4] holds   hash  order id -> ..., limits it was counted for and 16 if it has no units (1 byte), stamp
 --                       (12 bytes): of an order not settled
 -- KEYS[5] deltas  hash  order id -> limits it was counted for, a number, none = its buyer's alone (settle.lua), or
@@ -20,6 +20,7 @@
 -- ARGV[1] epoch  int  the epoch the caller believes in, >= 1
 -- then for each order, 1 to 100 of them
 --   id      bytes  order id
+--   channel text
 --   buyer   text
 --   ip      text   '' = not known
 --   device  text   '' = not known
@@ -36,15 +37,15 @@ local epoch = ARGV[1]
 
 local REPEATED, RETURNED, UNKNOWN = 0, 1, 2
 
-local m = redis.call('HMGET', meta, 'epoch', 'lease_ms', 'reopen')
+local m = redis.call('HMGET', meta, 'epoch', 'lease_ms', 'reopen', 'count_channel')
 if m[1] ~= epoch then return { 1, {} } end
 
 local at, ids, skus, known = {}, {}, {}, {}
 local a = 2
 while a <= #ARGV do
   at[#at + 1], ids[#ids + 1] = a, ARGV[a]
-  local last = a + 4 + 2 * ARGV[a + 4]
-  for l = a + 5, last, 2 do
+  local last = a + 5 + 2 * ARGV[a + 5]
+  for l = a + 6, last, 2 do
     if not known[ARGV[l]] then
       known[ARGV[l]] = true
       skus[#skus + 1] = ARGV[l]
@@ -66,9 +67,10 @@ local function take_off(name, units)
 end
 local function decide(i)
   local p = at[i]
-  local id, buyer, ip, device, last = ids[i], ARGV[p + 1], ARGV[p + 2], ARGV[p + 3], p + 4 + 2 * ARGV[p + 4]
+  local id, channel, buyer, ip, device = ids[i], ARGV[p + 1], ARGV[p + 2], ARGV[p + 3], ARGV[p + 4]
+  local last = p + 5 + 2 * ARGV[p + 5]
   if seen[id] or done[i] == 'back' then return REPEATED end
-  for l = p + 5, last, 2 do
+  for l = p + 6, last, 2 do
     if not known[ARGV[l]] then return UNKNOWN end
   end
   local counted = unsettled[i] and string.byte(unsettled[i], -13) or tonumber(done[i] or 1)
@@ -76,7 +78,7 @@ local function decide(i)
   seen[id] = true
   marks[#marks + 1], marks[#marks + 2] = id, 'back'
   local total = 0
-  for l = p + 5, last, 2 do
+  for l = p + 6, last, 2 do
     local sku, units = ARGV[l], tonumber(ARGV[l + 1])
     total = total + units
     back[sku] = (back[sku] or 0) + units
@@ -85,6 +87,7 @@ local function decide(i)
   if counted % 2 >= 1 then take_off('b:' .. buyer, total) end
   if counted % 8 >= 4 and ip ~= '' then take_off('i:' .. ip, total) end
   if counted >= 8 and device ~= '' then take_off('d:' .. device, total) end
+  if m[4] then take_off('c:' .. channel, total) end
   return RETURNED
 end
 for i = 1, #ids do codes[i] = decide(i) end

@@ -33,6 +33,20 @@ def intake_key(shard: int) -> bytes:
     return f"{{s{shard}}}:intake".encode()
 
 
+class RoomKeys(NamedTuple):
+    """The keys of a campaign's waiting room, on its first shard."""
+
+    meta: bytes
+    room: bytes
+    line: bytes
+
+
+def room_keys(campaign: str, shards: int) -> RoomKeys:
+    """The keys of the waiting room of `campaign` in a deployment of so many shards."""
+    base = f"{{s{home_shards(campaign, 1, shards)[0]}}}:c:{campaign}:"
+    return RoomKeys(*((base + name).encode() for name in ("meta", "room", "line")))
+
+
 def touch_key(key: bytes) -> bytes:
     """The key of the same shard that lua/touch.lua writes."""
     return key[: key.index(b"}") + 1] + b":touch"
@@ -65,3 +79,29 @@ def life_key() -> bytes:
 def call_key() -> bytes:
     """Changes whenever processes shall say what they were told of (lua/witness.py). One key, as `life_key`."""
     return b"{s0}:call"
+
+
+def processes_key() -> bytes:
+    """The signs of life of all processes (lua/registry.py). One key, as `life_key`."""
+    return b"{s0}:processes"
+
+
+def access_key() -> bytes:
+    """Who may call: the gateways' copy of channels, keys and blocks (lua/access.py). One key, as `life_key`."""
+    return b"{s0}:access"
+
+
+class RateKeys(NamedTuple):
+    """What one call of lua/rate.lua works on: a campaign's names, and the channels'. One slot, so that a request is let
+    through by all of its limits or counts for none."""
+
+    young: bytes
+    old: bytes
+    channels: bytes
+
+
+@lru_cache(maxsize=4_096)
+def rate_keys(campaign: str) -> RateKeys:
+    """The rate limits of a campaign, and those of all channels."""
+    base = f"{{s0}}:rates:{campaign}:"
+    return RateKeys((base + "young").encode(), (base + "old").encode(), b"{s0}:rates")

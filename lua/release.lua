@@ -8,9 +8,9 @@
 -- Cost       O(orders + lines), at most 8 commands and 1 per SKU, one round trip.
 -- Caller     lua/scripts.py Scripts.release
 --
--- KEYS[1] meta   hash  fields epoch, lease_ms, reopen, r:SKU
+-- KEYS[1] meta   hash  fields epoch, lease_ms, reopen, r:SKU, count_channel
 -- KEYS[2] stock  hash  SKU -> left; h:SKU -> held
--- KEYS[3] used   hash  b:BUYER, s:BUYER SKU, i:IP, d:DEVICE -> units taken
+-- KEYS[3] used   hash  b:BUYER, s:BUYER SKU, i:IP, d:DEVICE, c:CHANNEL -> units taken
 -- KEYS[4] holds  hash  order id -> what is held (msgpack), limits it was counted for and 16 if it has no units
 --                      (1 byte), stamp (12 bytes)
 --
@@ -27,7 +27,7 @@ local epoch = ARGV[1]
 
 local NOTHING, RELEASED = 0, 1
 
-local m = redis.call('HMGET', meta, 'epoch', 'lease_ms', 'reopen')
+local m = redis.call('HMGET', meta, 'epoch', 'lease_ms', 'reopen', 'count_channel')
 if m[1] ~= epoch then return { 1, {} } end
 local found = redis.call('HMGET', holds, unpack(ARGV, 2))
 redis.call('HLEN', stock)               -- a key of the wrong type fails here, before anything is written
@@ -60,6 +60,7 @@ for i = 1, #found do
     if counted % 2 >= 1 then give(counters, less, 'b:' .. buyer, total) end
     if counted % 8 >= 4 and ip ~= '' then give(counters, less, 'i:' .. ip, total) end
     if counted % 16 >= 8 and device ~= '' then give(counters, less, 'd:' .. device, total) end
+    if m[4] then give(counters, less, 'c:' .. held[1], total) end
   end
 end
 if #ended == 0 then return { 0, codes } end

@@ -12,9 +12,9 @@
 -- Caller     lua/reserve.py
 --
 -- KEYS[1] meta      hash    fields epoch, layout, state, opens_ms, closes_ms, pay_within_ms, limit_*, count_*, seq,
---                           version, reopen, r:SKU, at_payment
+--                           version, reopen, r:SKU, at_payment, shares (JSON: channel -> most units here)
 -- KEYS[2] stock     hash    SKU -> left; h:SKU -> held
--- KEYS[3] used      hash    b:BUYER, s:BUYER SKU, i:IP, d:DEVICE -> units taken
+-- KEYS[3] used      hash    b:BUYER, s:BUYER SKU, i:IP, d:DEVICE, c:CHANNEL -> units taken
 -- KEYS[4] requests  hash    digest of channel and request key (12 bytes) -> record and stamp, 36 bytes
 -- KEYS[5] holds     hash    order id -> what is held, the limits it was counted for and 16 if it has no units
 --                           (1 byte), and stamp
@@ -60,7 +60,7 @@ local NOT_OPEN, CLOSED, PAUSED, KEY_REUSED, NO_SKU = 4, 5, 6, 7, 8
 
 local m = redis.call('HMGET', meta, 'epoch', 'state', 'opens_ms', 'closes_ms', 'pay_within_ms', 'seq', 'version',
   'reopen', 'lease_ms', 'limit_buyer', 'limit_buyer_sku', 'limit_ip', 'limit_device',
-  'count_buyer_sku', 'count_ip', 'count_device', 'at_payment', 'layout')
+  'count_buyer_sku', 'count_ip', 'count_device', 'at_payment', 'layout', 'count_channel', 'shares')
 -- A campaign that was rebuilt is not sold before it was audited: until then it is as good as not there. So is one that
 -- an older version wrote, whose request keys have other names.
 if m[1] ~= epoch or m[2] == 'recovering' or m[18] ~= '2' then return { 1, 0, 0, 0, {}, {}, {}, 0 } end
@@ -69,6 +69,8 @@ local limit_buyer, limit_buyer_sku = tonumber(m[10] or ''), tonumber(m[11] or ''
 local limit_ip, limit_device = tonumber(m[12] or ''), tonumber(m[13] or '')
 -- Counted is more than limited: a limit that is lifted and set again finds its counters complete. Buyers always are.
 local count_buyer_sku, count_ip, count_device = m[14] or limit_buyer_sku, m[15] or limit_ip, m[16] or limit_device
+-- Channels are counted from the opening on, or never: release.lua and giveback.lua go by this field too.
+local count_channel = m[19]
 local lease_ms = tonumber(m[9])
 local takes_units = m[17] ~= '1'
 
@@ -136,7 +138,7 @@ local codes, details, told, empty = {}, {}, 0, {}
 -- The plain case, nearly all of a sale: every request is new and can be accepted, whichever comes first, and only buyers
 -- are counted. True if it is so; otherwise nothing is decided.
 local function all_accepted()
-  if shut or count_buyer_sku or count_ip or count_device or not asked[4] then return false end
+  if shut or count_buyer_sku or count_ip or count_device or count_channel or not asked[4] then return false end
   if which[1] then
     for r = 1, count do
       local basket = baskets[which[r]]
@@ -187,12 +189,19 @@ local function decide_each()
   local ips = count_ip and ARGV[8] ~= '' and cmsgpack.unpack(ARGV[8]) or {}
   local devices = count_device and ARGV[9] ~= '' and cmsgpack.unpack(ARGV[9]) or {}
   local function known_place(name) return name and name ~= '' and place_of(name) end
-  local buyer_at, ip_at, device_at = {}, {}, {}     -- request -> place of its counter, false = counts for no limit
+  local shares = count_channel and cjson.decode(m[20] or '{}')
+  local share_of = {}                               -- request -> most units of its channel, nil = no limit
+  -- Request -> place of its counter, false = counts for no limit.
+  local buyer_at, ip_at, device_at, channel_at = {}, {}, {}, {}
   local function with_sku(r, sku) return 's' .. string.sub(buyers[r], 2) .. ' ' .. sku end
   for r = 1, count do
     buyer_at[r], ip_at[r], device_at[r] = place_of(buyers[r]), known_place(ips[r]), known_place(devices[r])
     if count_buyer_sku then
       for _, sku in ipairs(baskets[which[r] or 1].skus) do place_of(with_sku(r, sku)) end
+    end
+    if count_channel then
+      local _, channel = cmsgpack.unpack_one(orders[2 * r], 1) -- the first part of the order, behind the array's byte
+      share_of[r], channel_at[r] = shares[channel], place_of('c:' .. channel)
     end
   end
   local taken = redis.call('HMGET', used, unpack(names))
@@ -219,7 +228,7 @@ local function decide_each()
 
     local basket = baskets[which[r] or 1]
     local wanted, total = basket.wanted, basket.total
-    local buyer, ip, device = buyer_at[r], ip_at[r], device_at[r]
+    local buyer, ip, device, channel = buyer_at[r], ip_at[r], device_at[r], channel_at[r]
     if limit_buyer and taken[buyer] + total > limit_buyer then return refuse(r, OVER_LIMIT, 'buyer') end
     if limit_buyer_sku then
       for _, sku in ipairs(basket.skus) do
@@ -232,6 +241,7 @@ local function decide_each()
     if limit_device and device and taken[device] + total > limit_device then
       return refuse(r, OVER_LIMIT, 'device')
     end
+    if share_of[r] and taken[channel] + total > share_of[r] then return refuse(r, OVER_LIMIT, 'channel_share') end
     for _, sku in ipairs(basket.skus) do
       local left = units[skus[sku]]
       if left < 0 then return refuse(r, NO_SKU, sku) end
@@ -242,6 +252,7 @@ local function decide_each()
     taken[buyer] = taken[buyer] + total
     if ip then taken[ip] = taken[ip] + total end
     if device then taken[device] = taken[device] + total end
+    if channel then taken[channel] = taken[channel] + total end
     for _, sku in ipairs(basket.skus) do
       local place = skus[sku]
       if takes_units then

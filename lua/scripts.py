@@ -77,6 +77,7 @@ class Sold(NamedTuple):
     """What `giveback` needs to know of an order: who bought it, and its units by SKU."""
 
     order_id: bytes
+    channel: str
     buyer_id: str
     client_ip: str
     device_id: str
@@ -243,7 +244,8 @@ class Scripts:
         flat: list[bytes | str | int] = []
         for order in orders:
             lines = [part for line in order.units.items() for part in line]
-            flat += [order.order_id, order.buyer_id, order.client_ip, order.device_id, len(order.units), *lines]
+            flat += [order.order_id, order.channel, order.buyer_id, order.client_ip, order.device_id]
+            flat += [len(order.units), *lines]
         [(fenced, codes)] = await self._call(
             "giveback", [(5, keys.meta, keys.stock, keys.used, keys.holds, keys.deltas, epoch, *flat)]
         )

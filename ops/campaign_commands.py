@@ -39,7 +39,7 @@ def add_arguments(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     action = actions.add_parser("restock", help="add units of a SKU, or withdraw unsold ones")
     action.add_argument("campaign")
     action.add_argument("sku", metavar="SKU")
-    action.add_argument("units", metavar="UNITS", type=int, help="negative withdraws (write -- before it)")
+    action.add_argument("units", metavar="UNITS", type=int, help="negative withdraws")
     action.add_argument("--id", help="the same id changes stock once, however often it is sent (default: a new one)")
     for action in actions.choices.values():
         # Without a default: it would take the place of the value that stood before the action.
@@ -150,12 +150,13 @@ def _print(campaign: Campaign) -> None:
         f"  type     {_type(spec)}\n"
         f"  window   {spec.opens_at.isoformat()} to {spec.closes_at.isoformat()}, pay within {spec.pay_within_s} s\n"
         f"  limits   {_limits(spec)}\n"
+        f"  rates    {', '.join(f'{text} per {kind}' for kind, text in spec.rates.given().items()) or 'as deployed'}\n"
         f"  channels {', '.join(spec.channels) if spec.channels else 'all'}; spread {spec.spread}"
     )
     for discount in spec.discounts:
-        print(f"  discount {discount.off} off orders of {discount.min_amount} and more, in minor units")
+        print(f"  discount {discount.off:,} off orders of {discount.min_amount:,} and more, in minor units")
     for sku in spec.skus:
-        price = f"{sku.price} minor units of {spec.currency} each"
+        price = f"{sku.price:,} minor units of {spec.currency} each"
         print(f"  sku      {sku.sku}: {sku.name}, {sku.stock:,} units at first, {price}")
 
 
@@ -189,8 +190,9 @@ async def _stock_now(desk: Desk, campaign: Campaign, shards: int) -> list[str]:
 
 
 def _limits(spec: CampaignSpec) -> str:
-    limits = msgspec.to_builtins(spec.limits)
-    return ", ".join(f"{units} per {kind}" for kind, units in limits.items()) or "none"
+    limits = [f"{units} per {kind}" for kind, units in msgspec.to_builtins(spec.limits).items()]
+    limits += [f"{units:,} by channel {channel}" for channel, units in spec.channel_shares.items()]
+    return ", ".join(limits) or "none"
 
 
 def audit_line(report: AuditReport) -> str:

@@ -11,9 +11,10 @@ import msgspec
 
 from core.errors import Invalid
 from core.settings import Settings
-from loadtest.history import HistoryInvalid, read_history
+from loadtest.history import HistoryInvalid
 from loadtest.history_check import Bounds, check
 from loadtest.history_final import Final, read_final, write_final
+from loadtest.history_gather import read_gathered
 from ops.campaign_commands import add_data_dir
 from ops.check_display import lines
 from ops.check_facts import Collector
@@ -25,7 +26,7 @@ __all__ = ["add_arguments", "facts_of", "lines", "run"]
 def add_arguments(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The flags of the command."""
     part = parts.add_parser("check", help="judge a recorded history by the 12 invariants, with ledger and store")
-    part.add_argument("history", type=Path, help="what the clients recorded")
+    part.add_argument("history", type=Path, help="what the clients recorded; a folder: all histories in it")
     part.add_argument("--final", type=Path, help="facts that were saved, instead of those of the running stack")
     part.add_argument("--save-final", type=Path, metavar="FILE", help="keep the facts of the running stack")
     part.add_argument(
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0, or 1 if an invariant is violated. Raises Fault; Invalid names the argument whose file cannot be
     used."""
     with _argument("HISTORY", args.history):
-        history = read_history(args.history)
+        history = read_gathered(args.history)
     # Without partners their messages wait by design, so that what waits is not judged.
     drained = True
     if args.final is not None:

@@ -124,7 +124,7 @@ class Collector:
                 spec.order_type,
                 spec.spread,
                 lease_ms,
-                known.version <= VERSION_OPENED and spec.limits == limits,
+                known.version <= VERSION_OPENED and spec.limits == limits.limits and not spec.channel_shares,
             ),
             flow=FlowFacts(flow.first, flow.ends, [FlowMove(s.state, s.action, s.to, s.messages) for s in flow.steps]),
             orders=orders,

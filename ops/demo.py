@@ -71,6 +71,8 @@ async def demo(settings: Settings, args: argparse.Namespace) -> int:
         raise ConfigInvalid(
             "RUSHGATE_CHANNEL_KEYS and RUSHGATE_ADMIN_TOKEN must be set where store or ledger is not the embedded one"
         )
+    if args.once:  # nobody looks, and it would cost the figures
+        settings = settings.with_values(console="off")
     console = Console()
     with stop_signal() as stopping:
         result: list[int] = []
@@ -98,6 +100,7 @@ async def _demo(
             f"gateway at {stack.gateway}; campaign {name}: {units:,} units, {args.buyers:,} buyers",
             f"{spec.pay_within_s} s to pay and {spec.after_sales_s} s for returns, where {args.campaign_file.name} has "
             f"{given.pay_within_s:,} and {given.after_sales_s:,}",
+            *([f"console at {stack.console}; log in with the admin token (secrets.json)"] if stack.console else []),
             _partners_line(stack) + "\n",
         ]
         for line in lines:

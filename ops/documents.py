@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from core.flows import FLOWS, REFUND
 from core.flows.table import GUARDS, MACHINES, ROLES, TOPICS, Flow, Step
+from core.metrics_table import ALL, GATHERED, METRICS, OF_THE_CLIENT, WORKERS
 from core.settings import PREFIX, Settings
 from gateway.problems import CODES
 from ops.documents_faults import faults_section
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OPERATIONS = ROOT / "docs" / "operations.md"
 FLOW_PAGE = ROOT / "docs" / "flows.md"
 GUARANTEES = ROOT / "docs" / "guarantees.md"
+METRIC_PAGE = ROOT / "docs" / "metrics.md"
 
 
 def settings_table() -> str:
@@ -92,6 +94,15 @@ def glossary(words: Mapping[str, str], kind: str) -> str:
     return "\n".join([f"| {kind} | meaning |", "|---|---|", *(f"| `{w}` | {m} |" for w, m in words.items())])
 
 
+def metrics_table() -> str:
+    """Every metric with its kind, labels, processes and meaning, as a Markdown table."""
+    rows = ["| metric | kind | labels | of | meaning |", "|---|---|---|---|---|"]
+    for metric in (*METRICS, *GATHERED, *OF_THE_CLIENT):
+        of = "all" if metric.of == ALL else "workers" if metric.of == WORKERS else ", ".join(metric.of)
+        rows.append(f"| `{metric.name}` | {metric.kind} | {_code(*metric.labels)} | {of} | {metric.help} |")
+    return "\n".join(rows)
+
+
 def operations(text: str) -> str:
     """docs/operations.md with its made sections made anew."""
     return _made_anew(text, {"settings": settings_table, "problems": problems_table})
@@ -104,6 +115,11 @@ def flow_page(text: str) -> str:
     return _made_anew(
         text, sections | {"topics": partial(glossary, TOPICS, "topic"), "guards": partial(glossary, GUARDS, "guard")}
     )
+
+
+def metric_page(text: str) -> str:
+    """docs/metrics.md with its made section made anew."""
+    return _made_anew(text, {"metrics": metrics_table})
 
 
 def guarantees(text: str) -> str:
@@ -152,6 +168,7 @@ def main() -> int:
     """Writes the documents."""
     OPERATIONS.write_text(operations(OPERATIONS.read_text("utf-8")), "utf-8")
     FLOW_PAGE.write_text(flow_page(FLOW_PAGE.read_text("utf-8")), "utf-8")
+    METRIC_PAGE.write_text(metric_page(METRIC_PAGE.read_text("utf-8")), "utf-8")
     GUARANTEES.write_text(guarantees(GUARANTEES.read_text("utf-8")), "utf-8")
     return 0
 

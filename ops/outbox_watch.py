@@ -34,8 +34,8 @@ async def look(connection: asyncpg.Connection, partners_url: str) -> list[Found]
         waiting = await connection.fetchval(query("count_topics"), list(PARTNER_OF))
         if waiting:
             words = (
-                f"RUSHGATE_PARTNERS_URL is empty: {many(waiting, 'message')} for partners wait in the outbox, "
-                "and will wait until a relay is given one"
+                "RUSHGATE_PARTNERS_URL is empty: nothing goes to partners until a relay is given one; "
+                f"{many(waiting, 'message')} for them in the outbox"
             )
             found.append(Found("partners", False, words))
     [dead] = await connection.fetch(query("count_dead"))

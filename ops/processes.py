@@ -124,7 +124,17 @@ class Supervisor:
         await self.stop()
 
     async def spawn(self, name: str, argv: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int] = ()) -> None:
-        """One child `<name>-1` of the kind `name` runs; `scale` gives it more.
+        """One child `<name>-1` of the kind `name` runs; `scale` gives it more. Arguments: as `know`.
+
+        Raises:
+            OSError: the process could not be made. A program that is not there is a child that died (status
+            127).
+        """
+        self.know(name, argv, env, pass_fds)
+        await self.scale(name, 1)
+
+    def know(self, name: str, argv: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int] = ()) -> None:
+        """The kind `name` can be scaled; none of it runs yet.
 
         Args:
             name: the kind; new to this supervisor.
@@ -133,15 +143,10 @@ class Supervisor:
             pass_fds: descriptors the child inherits under the same numbers; to be kept open by the caller
             as long as
                 the supervisor lives, since a restarted child inherits them again.
-
-        Raises:
-            OSError: the process could not be made. A program that is not there is a child that died (status
-            127).
         """
         if name in self._kinds:
             raise ValueError(f"there is a kind {name} already: scale it")
         self._kinds[name] = _Kind(tuple(argv), dict(env), tuple(pass_fds))
-        await self.scale(name, 1)
 
     async def scale(self, name: str, n: int) -> None:
         """Exactly n children of the kind run: `<name>-1` to `<name>-n`, n >= 0.

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import secrets
+import ssl
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from core.errors import ConfigInvalid, Fault
 from core.ledger.migrate import migrate
 from core.settings import Settings
 from gateway.process import listen
+from ops import control
+from ops.console import address
 from ops.desk import STACK_FILE, connect_ledger
 from ops.embedded import DataDirLock
 from ops.embedded_ledger import EmbeddedLedger
@@ -41,18 +44,20 @@ class NotReady(Fault):
 
 class Stack:
     """A running stack. `settings` are complete; `gateway` is the URL to call; `played` that of the partners which the
-    stack plays itself, "" if it plays none; `missing` are the campaigns that were still out of service when it came up.
+    stack plays itself, "" if it plays none; `missing` are the campaigns that were still out of service when it came up;
+    `console` is where operators look, "" if there is none.
     """
 
     def __init__(
         self, settings: Settings, gateway: str, channel_key: str, supervisor: Supervisor, played: str = "",
-        missing: Sequence[str] = (),
+        missing: Sequence[str] = (), console: str = "",
     ) -> None:  # fmt: skip
         self.settings = settings
         self.gateway = gateway
         self.channel_key = channel_key
         self.played = played
         self.missing = missing
+        self.console = console
         self.supervisor = supervisor
 
     def ready_line(self) -> str:
@@ -61,6 +66,7 @@ class Stack:
             {
                 "ready": True,
                 "gateway": self.gateway,
+                "console": self.console,
                 "store": self.settings.store_url,
                 "ledger": self.settings.ledger_dsn,
                 "admin_token": self.settings.admin_token,
@@ -106,7 +112,7 @@ async def running(settings: Settings, *, play: bool = False) -> AsyncIterator[St
         env = {k: v for k, v in os.environ.items() if not k.startswith("RUSHGATE_")} | settings.to_env()
         command = [sys.executable, "-m", "ops.cli"]
         fd = sock.fileno()
-        await supervisor.spawn("gateway", [*command, "gateway", "--fd", str(fd)], env, pass_fds=(fd,))
+        supervisor.know("gateway", [*command, "gateway", "--fd", str(fd)], env, pass_fds=(fd,))
         await supervisor.scale("gateway", settings.gateway_workers)
         workers = {
             "ledger": settings.ledger_workers,
@@ -115,12 +121,12 @@ async def running(settings: Settings, *, play: bool = False) -> AsyncIterator[St
             "reconcile": settings.reconcile_workers,
         }
         for kind, count in workers.items():
-            if count:  # a reconcile worker that was to be none would begin to judge, and be stopped in the middle
-                await supervisor.spawn(kind, [*command, "worker", kind], env)
-                await supervisor.scale(kind, count)
+            supervisor.know(kind, [*command, "worker", kind], env)
+            await supervisor.scale(kind, count)
 
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
-        gateway = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
+        scheme = "https" if settings.tls_cert else "http"
+        gateway = f"{scheme}://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
         if played:
             await supervisor.spawn("partners", played.argv(gateway), played.env(), pass_fds=(played.sock.fileno(),))
         look = None if settings.reconcile_workers else await undo.enter_async_context(first_look(settings))
@@ -130,7 +136,13 @@ async def running(settings: Settings, *, play: bool = False) -> AsyncIterator[St
         write_private(known, json.dumps({"gateway": gateway, "settings": msgspec.structs.asdict(settings)}))
         undo.callback(known.unlink, missing_ok=True)
         missing = await out_of_service(settings)
-        yield Stack(settings, gateway, channel_key, supervisor, played.url if played else "", missing)
+        await undo.enter_async_context(control.serving(data, supervisor))
+        console = ""
+        if settings.console == "on" and settings.admin_token:
+            page = undo.enter_context(contextlib.closing(address.listening(settings, or_free=True)))
+            fd, console = page.fileno(), address.url_of(settings, page)
+            await supervisor.spawn("console", [*command, "console", "--fd", str(fd)], env, pass_fds=(fd,))
+        yield Stack(settings, gateway, channel_key, supervisor, played.url if played else "", missing, console)
 
 
 def _with_secrets(settings: Settings, data: Path) -> Settings:
@@ -145,6 +157,8 @@ def _with_secrets(settings: Settings, data: Path) -> Settings:
         "channel_key": secrets.token_urlsafe(24),
         "payment_secret": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
         "partner_secret": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
+        "ticket_secret": secrets.token_urlsafe(32),
+        "signing_secret": secrets.token_urlsafe(32),
     }
     if not fresh.keys() <= kept.keys():
         kept = fresh | kept
@@ -154,6 +168,8 @@ def _with_secrets(settings: Settings, data: Path) -> Settings:
         channel_keys=settings.channel_keys or {EMBEDDED_CHANNEL: kept["channel_key"]},
         payment_secrets=settings.payment_secrets or (kept["payment_secret"],),
         partner_secrets=settings.partner_secrets or (kept["partner_secret"],),
+        ticket_secrets=settings.ticket_secrets or (kept["ticket_secret"],),
+        signing_secrets=settings.signing_secrets or (kept["signing_secret"],),
     )
 
 
@@ -215,7 +231,15 @@ async def _until_ready(gateway: str, supervisor: Supervisor, logs: Path, look: F
 def readyz(gateway: str) -> tuple[int, str]:
     """Status and body of the gateway's answer; 0 and the reason when there is none."""
     parts = urlsplit(gateway)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
+    host = parts.hostname or ""
+    if parts.scheme == "https":  # our own child on this machine, by its address: the certificate names another
+        unchecked = ssl.create_default_context()
+        unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, parts.port, timeout=5, context=unchecked
+        )
+    else:
+        connection = http.client.HTTPConnection(host, parts.port, timeout=5)
     try:
         connection.request("GET", "/readyz")
         answer = connection.getresponse()

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from core.model import FIRST_STATE
+from core.trace_context import parse_traceparent
 from core.wire import Header
 from workers.entries import OrderRow
 
@@ -26,6 +27,7 @@ COLUMNS = {
     ),
     "outbox": ("shard", "version", "topic", "at", "order_id"),
 }  # fmt: skip
+TRACES = ("shard", "order_id", "traceparent")  # of the table order_traces: few orders have a row there
 BEGIN, END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
 NULL = b"\xff\xff\xff\xff"
 EPOCH_MS = 946_684_800_000  # 2000-01-01 in ms since 1970
@@ -68,6 +70,7 @@ def copies(rows: Iterable[OrderRow]) -> Copies | None:
     Sorted by shard and order id, so that two workers with the same orders never wait in a circle.
     """
     orders, items, events, messages = [BEGIN], [BEGIN], [BEGIN], [BEGIN]
+    traces: list[bytes] = []
     shared: dict[tuple[int, Header], _Shared] = {}
     last: tuple[int, Header] | None = None
     try:
@@ -90,12 +93,16 @@ def copies(rows: Iterable[OrderRow]) -> Copies | None:
                 items += (item, order_id, _lines.get(line) or _line(line))
             events += (event, actor, order_id)
             messages += (message, order_id)
+            if placed.trace:
+                traces.append(_trace(shard, order_id, placed.trace))
     except (error, OverflowError, UnicodeEncodeError):  # a number too large for its column, a text that is none
         return None
     tables = [
         Table(name, columns, memoryview(b"".join([*parts, END])))
         for (name, columns), parts in zip(COLUMNS.items(), (orders, items, events, messages), strict=True)
     ]
+    if any(traces):
+        tables.append(Table("order_traces", TRACES, memoryview(b"".join([BEGIN, *traces, END]))))
     epochs = sorted({(shard, header.campaign, header.epoch) for shard, header in shared})
     return Copies(tables, ([e[0] for e in epochs], [e[1] for e in epochs], [e[2] for e in epochs]))
 
@@ -112,6 +119,15 @@ def _text(text: str) -> bytes:
 def _json(value: object) -> bytes:
     raw = b"\1" + msgspec.json.encode(value)  # 1 = the version of jsonb's binary form
     return _length(len(raw)) + raw
+
+
+def _trace(shard: int, order_id: bytes, trace: str) -> bytes:
+    """A row, or nothing for a trace that is none."""
+    known = parse_traceparent(trace)
+    if known is None:
+        return b""
+    fields = len(TRACES).to_bytes(2, "big")
+    return fields + _int16(2, shard) + _length(16) + order_id + _text(known.traceparent)
 
 
 def _time(ms: int) -> bytes:

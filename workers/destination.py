@@ -8,10 +8,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from core.signing import Signer
+from core.trace_context import TraceContext
+from core.tracing import Tracer
 from workers.breaker import Breaker
 from workers.http import Answer, Client, NoAnswer
 from workers.letters import message_id
 from workers.outbox import Message, backoff_s
+from workers.traces import PartnerCall
 
 CONCURRENCY = 32
 QUEUE = 4  # messages that are claimed and not yet settled, per place of the concurrency
@@ -30,6 +33,7 @@ class Letter(NamedTuple):
     message: Message
     body: bytes
     claimed_s: float  # monotonic
+    context: TraceContext | None = None  # of the order's trace
 
 
 class Verdict(NamedTuple):
@@ -56,6 +60,7 @@ class Destination:
         breaker: Breaker | None = None,
         last_attempt: int = LAST_ATTEMPT,
         longest_s: float = LONGEST_S,
+        tracer: Tracer | None = None,
     ) -> None:
         """`report` gets the verdict on each letter, once."""
         self.partner = partner
@@ -66,9 +71,12 @@ class Destination:
         self._concurrency = concurrency
         self._last_attempt = last_attempt
         self._longest_s = longest_s
+        self._tracer = tracer
         self._queue: deque[Letter] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self.sent = 0  # letters, answered or not
+        self.sending_s = 0.0  # of all of them, side by side
 
     def room(self, unrecorded: int) -> int:
         """How many letters it could take now; `unrecorded` of its verdicts are not in the ledger yet."""
@@ -100,10 +108,28 @@ class Destination:
             elif self._stopping or not self.breaker.take():
                 self._report(Verdict(letter, "later", wait_s=self.breaker.wait_s()))
             else:
-                self._report(await self._send(letter))
+                began_s = time.monotonic()
+                verdict = await self._traced(letter)
+                self.sent += 1
+                self.sending_s += time.monotonic() - began_s
+                self._report(verdict)
+
+    async def _traced(self, letter: Letter) -> Verdict:
+        """As `_send`; a message of an order whose trace is recorded has a span of its own, told to the partner."""
+        if self._tracer is None or letter.context is None or not letter.context.sampled:
+            return await self._send(letter)
+        call = PartnerCall(self._tracer, letter.context, self.partner, letter.topic)
+        verdict: Verdict | None = None
+        try:
+            verdict = await self._send(letter._replace(context=call.context))
+        finally:
+            call.over(letter.message, "broken off" if verdict is None else verdict.what, verdict and verdict.text)
+        return verdict
 
     async def _send(self, letter: Letter) -> Verdict:
         headers = self._signer.sign(message_id(letter.message, letter.topic), int(time.time()), letter.body)
+        if letter.context is not None:
+            headers["traceparent"] = letter.context.traceparent
         began_s = time.monotonic()
         try:
             answer = await self._client.post(f"/{self.partner}/{letter.topic}", headers, letter.body)

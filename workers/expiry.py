@@ -6,7 +6,9 @@ Any number of them share the work: rows that one works on are passed over by the
 """
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,6 +18,10 @@ from core.flows import FLOWS
 from core.flows.table import Step
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
+from core.tracing import Tracer
+from workers.idle import Idle
+from workers.pulse import Pulse
+from workers.traces import moved
 
 logger = logging.getLogger("rushgate.expiry")
 
@@ -50,7 +56,7 @@ def _only(guard: str, state: str) -> Step:
 class ExpiryWorker:
     """Expires, receives and completes orders of all shards of a deployment."""
 
-    def __init__(self, ledger: Pool, shards: Sequence[int]) -> None:
+    def __init__(self, ledger: Pool, shards: Sequence[int], tracer: Tracer | None = None) -> None:
         self._ledger = ledger
         self._shards = list(shards)
         self._expiry = expiry_step()
@@ -58,6 +64,9 @@ class ExpiryWorker:
         self._completion = completion_step()
         self._desk = OrderDesk(ledger, len(self._shards))
         self._stopping = asyncio.Event()
+        self.idle = Idle()
+        self.pulse = Pulse()
+        self._tracer = tracer
         self.expired = 0  # orders, by this worker
         self.received = 0  # orders, by this worker
         self.completed = 0  # orders, by this worker
@@ -72,15 +81,14 @@ class ExpiryWorker:
         while not self._stopping.is_set():
             try:
                 moved = await self.step()
+                self.pulse.beat()
                 pause_s = 0.0 if moved else LOOK_S
             except LedgerUnavailable as exc:
                 logger.warning("expiry waits", extra={"why": exc.detail})
                 pause_s = AWAY_S
             if pause_s:
-                try:
+                with self.idle.waiting(), contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), pause_s)
-                except TimeoutError:
-                    continue
 
     async def step(self) -> int:
         """One round over the shards that have something due, a batch each. Returns the orders moved by it.
@@ -116,8 +124,12 @@ class ExpiryWorker:
         return done
 
     async def _move(self, statement: str, shard: int, step: Step) -> int:
+        began_ns, tracer = time.time_ns(), self._tracer
         values = shard, BATCH, step.to, step.action, "system", step.reason, list(step.messages)
         row = await ask(partial(self._ledger.fetchrow, statement, *values))
         assert row is not None  # noqa: S101 - an aggregate has a row
         self.late_s = max(self.late_s, row["late_s"])
+        if tracer is not None and row["traced"]:
+            traced = [(order_id.bytes, text) for order_id, text in zip(row["traced"], row["traces"], strict=True)]
+            moved(tracer, step.action, began_ns, row["moved"], traced)
         return int(row["moved"])

@@ -46,8 +46,8 @@ class Target(NamedTuple):
         try:
             parts = urlsplit(url)
             port = parts.port or (443 if parts.scheme == "https" else 80)
-        except ValueError as exc:
-            raise ConfigInvalid(f"{place}: is no URL: {exc}") from exc
+        except ValueError:
+            raise ConfigInvalid(f"{place}: is no URL") from None  # its cause may show a part of a password
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
             raise ConfigInvalid(f"{place}: must be http://host or https://host, with or without port and path")
         authority = parts.netloc.encode("idna" if not parts.netloc.isascii() else "ascii").decode()

@@ -8,6 +8,7 @@ way at most. Without a backlog a short pause passes between two reads: few large
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -16,14 +17,22 @@ from typing import NamedTuple
 from redis.exceptions import RedisError, ResponseError
 
 from core.errors import LedgerUnavailable, StoreUnavailable
+from core.flood import SampledLog
+from core.tracing import Tracer
+from core.wire import log_ids
 from lua.connection import Command, Reply, StoreConnection
 from lua.keys import intake_key
 from lua.source import LuaSource
-from workers.copies import copies
+from workers.copies import Copies, copies
 from workers.entries import DeadLetter, Entry, OrderRow, read_entry
+from workers.idle import Idle
+from workers.pulse import Pulse
+from workers.traces import BatchWrite
 from workers.writer import LedgerWriter
 
 logger = logging.getLogger("rushgate.ledger")
+# Each one is in dead_letters; an entry may bring hundreds.
+set_aside = SampledLog(logger, logging.ERROR, "order set aside", burst=5)
 
 GROUP = "ledger"
 BLOCK_MS = 500  # longest wait for new entries, so that a stop and a claim are never far
@@ -47,16 +56,16 @@ class LedgerWorker:
 
     def __init__(
         self, connection: StoreConnection, writer: LedgerWriter, shards: Sequence[int], name: str,
-        drain_orders: int, claim_idle_ms: int, drain_pause_ms: int = 0,
+        drain_orders: int, claim_idle_ms: int, drain_pause_ms: int = 0, tracer: Tracer | None = None,
     ) -> None:  # fmt: skip
         """`name` is the consumer's, unlike any other living worker's."""
         self._connection = connection
-        self._writer = writer
+        self.writer = writer
         self._shards = list(shards)
         self._keys = [intake_key(s) for s in self._shards]
         self._shard_of = dict(zip(self._keys, self._shards, strict=True))
         self._name = name
-        self._drain_orders = drain_orders
+        self.drain_orders = drain_orders
         self._claim_idle_ms = claim_idle_ms
         self._pause_s = drain_pause_ms / 1000
         self._stopping = asyncio.Event()
@@ -69,6 +78,9 @@ class LedgerWorker:
         self.written = 0  # orders, by this worker
         self.dead = 0  # letters, by this worker
         self.claimed = 0  # entries taken over from others
+        self.idle = Idle()
+        self.pulse = Pulse()
+        self._tracer = tracer
 
     def stop(self) -> None:
         """The run ends after the batch in hand."""
@@ -91,6 +103,7 @@ class LedgerWorker:
             try:
                 await self._pass_pause()
                 await self._round()
+                self.pulse.beat()
                 pause_s = PAUSE_S[0]
                 if waits_since_s is not None:
                     logger.info("drain goes on", extra={"waited_s": round(time.monotonic() - waits_since_s, 1)})
@@ -147,10 +160,8 @@ class LedgerWorker:
     async def _sleep(self, seconds: float) -> None:
         """Sleeps, but not beyond a stop."""
         if seconds > 0:
-            try:
+            with self.idle.waiting(), contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), seconds)
-            except TimeoutError:
-                return
 
     async def _make_groups(self) -> None:
         """The group exists on every stream, from the first entry on."""
@@ -177,10 +188,12 @@ class LedgerWorker:
             "COUNT",
             self._entries_at_once,
         ]
-        if after == b">" and self._under_way is None:
+        waits = after == b">" and self._under_way is None
+        if waits:
             command += ["BLOCK", BLOCK_MS]
         command += ["STREAMS", *self._keys, *[after] * len(self._keys)]
-        [reply] = await self._connection.exchange([command])
+        with self.idle.waiting() if waits else contextlib.nullcontext():
+            [reply] = await self._connection.exchange([command])
         if isinstance(reply, ResponseError) and "NOGROUP" in str(reply):
             self._groups_exist = False  # somebody emptied the store; make them again and go on
             return []
@@ -239,7 +252,7 @@ class LedgerWorker:
                 letters += bad
                 orders += len(more) + len(bad)
                 await asyncio.sleep(0)  # the transaction that is under way goes on
-            if len(rows) >= self._drain_orders:
+            if len(rows) >= self.drain_orders:
                 await self._hand_over(batch, rows, letters, new)
                 batch, rows, letters = [], [], []
         if batch:
@@ -250,9 +263,22 @@ class LedgerWorker:
         """The batch's transaction is under way, the one before it committed and its entries acknowledged."""
         made = copies(rows) if new and len(rows) >= COPIED_ORDERS else None
         before = await self._committed()
-        self._under_way = _Batch(batch, letters, asyncio.create_task(self._writer.write(rows, letters, made)))
+        self._under_way = _Batch(batch, letters, asyncio.create_task(self._written(rows, letters, made)))
         if before is not None:
             await self._acknowledge(before)
+
+    async def _written(self, rows: list[OrderRow], letters: list[DeadLetter], made: Copies | None) -> tuple[int, int]:
+        """As `LedgerWriter.write`."""
+        if self._tracer is None:
+            return await self.writer.write(rows, letters, made)
+        batch = BatchWrite(self._tracer, rows)
+        try:
+            written, dead = await self.writer.write(rows, letters, made)
+        except LedgerUnavailable as exc:
+            batch.over(0, 0, exc.detail)
+            raise
+        batch.over(written, dead)
+        return written, dead
 
     async def _settle(self) -> None:
         """Nothing is under way: what was is committed, its entries are off the streams."""
@@ -278,16 +304,19 @@ class LedgerWorker:
 
     def _adapt(self, entries: int, orders: int) -> None:
         """The next read brings about as many orders as a transaction wants: bounded memory, few small commits."""
-        self._backlog = orders >= self._drain_orders or entries >= self._entries_at_once
-        if orders > 2 * self._drain_orders:
+        self._backlog = orders >= self.drain_orders or entries >= self._entries_at_once
+        if orders > 2 * self.drain_orders:
             self._entries_at_once = max(1, self._entries_at_once // 2)
-        elif orders < self._drain_orders and entries >= self._entries_at_once:
+        elif orders < self.drain_orders and entries >= self._entries_at_once:
             self._entries_at_once = min(MAX_ENTRIES, self._entries_at_once * 2)
 
     async def _acknowledge(self, batch: _Batch) -> None:
         """The entries of a committed batch are off the streams, in one exchange for all shards."""
         for letter in batch.letters:
-            logger.error("order set aside", extra={"entry": letter.entry_id.decode(), "reason": letter.reason})
+            fields: dict[str, str] = {"entry": letter.entry_id.decode(), "reason": letter.reason}
+            if letter.order_id is not None:
+                fields |= log_ids(letter.order_id, letter.payload)
+            set_aside(letter.reason[:40], **fields)
         by_shard: dict[int, list[bytes]] = {}
         for entry in batch.entries:
             by_shard.setdefault(entry.shard, []).append(entry.entry_id)

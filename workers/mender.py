@@ -7,6 +7,8 @@ order that is in none of the later readings is nowhere. Likewise a message leave
 run: a hold that outlives its message will not be ended by it.
 """
 
+from collections import Counter
+
 from core.desk.campaigns import Campaign
 from core.ids import shard_of
 from core.ledger.pool import Pool
@@ -27,6 +29,11 @@ class Mender:
         self._orphans = Orphans(self._repairs)
         self._ledger = ledger
         self._shards = shards
+
+    @property
+    def made(self) -> Counter[str]:
+        """The repairs of this process: what was done -> how often."""
+        return self._repairs.made
 
     async def mend(self, known: Campaign) -> Mended:
         """No hold stands that nobody would end, and no order waits for a message to the store that nobody would

@@ -146,7 +146,7 @@ class Orphans:
                 adds.append(("XADD", part.keys.intake, "*", *fields))
             await self._repairs.tell(*adds)
             for orphan, number in some:
-                self._repairs.note(part, orphan.order_id, "requeued", _requeued(number, epoch), found)
+                await self._repairs.note(part, orphan.order_id, "requeued", _requeued(number, epoch), found)
 
     async def _number(
         self, part: Part, orphans: list[Orphan], seq: int, base: int, ranges: list[tuple[int, int]]

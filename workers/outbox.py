@@ -1,13 +1,17 @@
 """The outbox as a relay uses it: claims, and what became of them. Every call is one statement, and none waits for
 anybody but the ledger."""
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from asyncpg.pgproto.pgproto import UUID
 
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
+from core.metrics import Buckets
+from core.metrics_table import LONG_S
 
 BACKOFF_S = (0.2, 30.0)  # of a message: first wait, longest wait
 REASON_CHARS = 1_000
@@ -35,6 +39,8 @@ class Outbox:
 
     def __init__(self, ledger: Pool) -> None:
         self.ledger = ledger
+        self.told: Counter[tuple[str, str]] = Counter()  # topic, what became of its messages -> how many
+        self.took_s: defaultdict[str, Buckets] = defaultdict(partial(Buckets, LONG_S))  # topic -> attempts that did it
 
     async def due(self, shards: list[int], topics: list[str]) -> list[tuple[str, int]]:
         """Topics and shards with something due, in the order of the topics."""
@@ -53,6 +59,10 @@ class Outbox:
         waited_ms, attempts = [m.waited_ms for m in messages], [m.attempts for m in messages]
         columns = (*_ids(messages), waited_ms, attempts, worked_ms, outcomes)
         await ask(lambda: self.ledger.execute(query("finish_messages"), shard, topic, *columns))
+        self.told[topic, "done"] += len(messages)
+        took_s = self.took_s[topic]
+        for ms in worked_ms:
+            took_s.add(ms / 1000)
 
     async def put_off(
         self, shard: int, topic: str, messages: Sequence[Message], waits_s: Sequence[float],
@@ -61,11 +71,15 @@ class Outbox:
         """Due again after these waits. An error of None: it was not tried, and the attempt does not count."""
         columns = (*_ids(messages), [m.attempts for m in messages], waits_s, [e and text(e) for e in errors])
         await ask(lambda: self.ledger.execute(query("retry_messages"), shard, topic, *columns))
+        tried = sum(error is not None for error in errors)
+        self.told[topic, "later"] += tried
+        self.told[topic, "returned"] += len(messages) - tried
 
     async def bury(self, shard: int, topic: str, messages: Sequence[Message], reasons: Sequence[str]) -> None:
         """Never to be delivered unless a person says so."""
         columns = (*_ids(messages), [m.attempts for m in messages], [text(r) for r in reasons])
         await ask(lambda: self.ledger.execute(query("bury_messages"), shard, topic, *columns))
+        self.told[topic, "dead"] += len(messages)
 
 
 def _ids(messages: Sequence[Message]) -> tuple[list[UUID], list[int]]:

@@ -13,9 +13,13 @@ from functools import partial
 from itertools import groupby
 
 from core.errors import LedgerUnavailable
+from core.flood import SampledLog
+from core.ids import text_of
 from core.ledger.pool import ask
 from core.ledger.queries import query
 from core.signing import Signer
+from core.trace_context import context_of
+from core.tracing import Tracer
 from workers.breaker import Breaker
 from workers.destination import CONCURRENCY, LAST_ATTEMPT, LEASE_S, LONGEST_S, Destination, Letter, Verdict
 from workers.http import Client, Target
@@ -23,6 +27,9 @@ from workers.letters import PARTNER_OF, Unsayable, body
 from workers.outbox import Outbox, backoff_s
 
 logger = logging.getLogger("rushgate.relay")
+# By topic: a partner that is away has thousands.
+put_off = SampledLog(logger, logging.WARNING, "messages put off", burst=5)
+dead = SampledLog(logger, logging.ERROR, "messages dead", burst=5)
 
 CONNECT_S = 2.0
 EXCHANGE_S = 8.0  # connection and answer; below `grace_s`, so that a stop can wait for what is being sent
@@ -47,6 +54,7 @@ class Partners:
         last_attempt: int = LAST_ATTEMPT,
         longest_s: float = LONGEST_S,
         breaker: Callable[[], Breaker] = Breaker,
+        tracer: Tracer | None = None,
     ) -> None:
         signer, target = Signer(secrets, "RUSHGATE_PARTNER_SECRETS"), Target.from_url(url, "RUSHGATE_PARTNERS_URL")
         self._outbox = outbox
@@ -66,6 +74,7 @@ class Partners:
                 breaker=breaker(),
                 last_attempt=last_attempt,
                 longest_s=longest_s,
+                tracer=tracer,
             )
             for name in dict.fromkeys(PARTNER_OF.values())
         }
@@ -92,9 +101,10 @@ class Partners:
         facts = {(r["order_id"], r["version"]): r for r in rows}
         letters = []
         for message in messages:
-            letter = Letter(shard, topic, message, b"", began_s)
+            known = facts.get((message.order_id, message.version))
+            context = context_of(message.order_id.bytes, None if known is None else known["traceparent"])
+            letter = Letter(shard, topic, message, b"", began_s, context)
             try:
-                known = facts.get((message.order_id, message.version))
                 if known is None:
                     raise Unsayable(f"the order has no event {message.version}")
                 letters.append(letter._replace(body=body(message, shard, topic, known)))
@@ -152,23 +162,31 @@ class Partners:
             await self._outbox.finish(shard, topic, messages, worked_ms, outcomes)
             self.delivered += len(alike)
         elif what == "dead":
-            logger.error("messages dead", extra={"topic": topic, "shard": shard, "count": len(alike), "why": min(said)})
+            dead(topic, topic=topic, shard=shard, count=len(alike), why=min(said), **_ids(alike[0].letter))
             await self._outbox.bury(shard, topic, messages, [t or "" for t in texts])
         else:
             if said:
-                extra = {"topic": topic, "shard": shard, "count": len(alike), "why": min(said)}
-                logger.warning("messages put off", extra=extra)
+                put_off(topic, topic=topic, shard=shard, count=len(alike), why=min(said), **_ids(alike[0].letter))
             await self._outbox.put_off(shard, topic, messages, [v.wait_s for v in alike], texts)
+
+
+def _ids(letter: Letter) -> dict[str, str]:
+    """The ids of one of the orders that a log line is about."""
+    order_id = letter.message.order_id.bytes
+    trace_id = (letter.context or context_of(order_id, None)).trace_id
+    return {"order_id": text_of(order_id), "trace_id": trace_id.hex()}
 
 
 def _kind(verdict: Verdict) -> tuple[int, str, str]:
     return verdict.letter.shard, verdict.letter.topic, verdict.what
 
 
-def partners_of(url: str, secrets: tuple[str, ...]) -> Callable[[Outbox], Partners] | None:
+def partners_of(
+    url: str, secrets: tuple[str, ...], tracer: Tracer | None = None
+) -> Callable[[Outbox], Partners] | None:
     """What makes a relay's partners; None: there is no URL, their messages wait in the outbox. Raises ConfigInvalid."""
     if not url:
         return None
     Target.from_url(url, "RUSHGATE_PARTNERS_URL")
     Signer(secrets, "RUSHGATE_PARTNER_SECRETS")
-    return partial(Partners, url=url, secrets=secrets)
+    return partial(Partners, url=url, secrets=secrets, tracer=tracer)

@@ -14,15 +14,20 @@ from core.errors import ConfigInvalid, LedgerUnavailable
 from core.ledger.deployment import claim_deployment
 from core.ledger.migrate import require_current
 from core.ledger.pool import Pool, ask, close_pool, open_pool
+from core.metrics_server import MetricsServer
 from core.settings import Settings
+from core.trace_sinks import tracer_of
+from core.tracing import Tracer
 from lua.connection import SharedConnection, StoreConnection
 from lua.durability import Level
 from lua.life import AdmittedConnection
 from workers.expiry import ExpiryWorker
 from workers.ledger import BLOCK_MS, LedgerWorker
+from workers.metrics import WorkerMetrics
 from workers.partners import partners_of
 from workers.reconcile import ReconcileWorker
 from workers.relay import RelayWorker
+from workers.signs import sign_of
 from workers.writer import LedgerWriter
 
 logger = logging.getLogger("rushgate.worker")
@@ -56,27 +61,27 @@ class Worker(Protocol):
     async def run(self) -> None: ...
 
 
-def _ledger_worker(settings: Settings, ledger: Pool, name: str) -> LedgerWorker:
+def _ledger_worker(settings: Settings, ledger: Pool, name: str, tracer: Tracer | None) -> LedgerWorker:
     # A read waits for entries up to BLOCK_MS before the store answers; the time limit is for what comes on top.
     connection = _store(settings, name, settings.store_timeout_s + BLOCK_MS / 1000)
     shards = range(settings.shards)
     writer = LedgerWriter(ledger)
     drain = settings.drain_orders, settings.claim_idle_ms, settings.drain_pause_ms
-    return LedgerWorker(connection, writer, shards, name, *drain)
+    return LedgerWorker(connection, writer, shards, name, *drain, tracer=tracer)
 
 
-def _expiry_worker(settings: Settings, ledger: Pool, name: str) -> ExpiryWorker:
-    return ExpiryWorker(ledger, range(settings.shards))
+def _expiry_worker(settings: Settings, ledger: Pool, name: str, tracer: Tracer | None) -> ExpiryWorker:
+    return ExpiryWorker(ledger, range(settings.shards), tracer)
 
 
-def _relay_worker(settings: Settings, ledger: Pool, name: str) -> RelayWorker:
-    partners = partners_of(settings.partners_url, settings.partner_secrets)
+def _relay_worker(settings: Settings, ledger: Pool, name: str, tracer: Tracer | None) -> RelayWorker:
+    partners = partners_of(settings.partners_url, settings.partner_secrets, tracer)
     # An older copy of the store may have units left that are sold.
     store = AdmittedConnection(settings.store_url, Level.of(settings), settings.store_timeout_s, name)
     return RelayWorker(ledger, store, range(settings.shards), partners)
 
 
-def _reconcile_worker(settings: Settings, ledger: Pool, name: str) -> ReconcileWorker:
+def _reconcile_worker(settings: Settings, ledger: Pool, name: str, tracer: Tracer | None) -> ReconcileWorker:
     store = SharedConnection(settings.store_url, Level.of(settings), settings.store_timeout_s, name)
     auto = settings.recovery == "auto"
     every_s, lease_ms = settings.reconcile_every_s, settings.sold_out_lease_ms
@@ -87,14 +92,15 @@ def _store(settings: Settings, name: str, timeout_s: float) -> StoreConnection:
     return StoreConnection(settings.store_url, Level.of(settings), timeout_s, name)
 
 
-KINDS: dict[str, Callable[[Settings, Pool, str], Worker]] = {
+KINDS: dict[str, Callable[[Settings, Pool, str, Tracer | None], Worker]] = {
     "ledger": _ledger_worker,
     "expiry": _expiry_worker,
     "relay": _relay_worker,
     "reconcile": _reconcile_worker,
 }
-# To the ledger, if not 1: a relay claims and records at the same time, a reconcile worker audits, analyses and watches.
-CONNECTIONS = {"relay": 2, "reconcile": 3}
+# To the ledger, if not 1: a relay claims and records at the same time, a reconcile worker audits, analyses, watches and
+# counts.
+CONNECTIONS = {"relay": 2, "reconcile": 4}
 
 
 async def serve(settings: Settings, kind: str) -> None:
@@ -107,7 +113,13 @@ async def serve(settings: Settings, kind: str) -> None:
         settings.ledger_dsn, f"rushgate-{name}", settings.ledger_timeout_s, size=CONNECTIONS.get(kind, 1)
     )
     stopping = asyncio.Event()
-    worker = KINDS[kind](settings, ledger, name)
+    tracer = tracer_of(settings, kind, name) if kind != "reconcile" else None  # which works on no order of its own
+    worker = KINDS[kind](settings, ledger, name, tracer)
+    metrics = WorkerMetrics(settings, worker, ledger, kind, name) if settings.metrics_listen else None
+    if metrics is not None and tracer is not None:
+        metrics.book.add(tracer.rows)
+    scraped = MetricsServer(metrics.book, settings.metrics_listen) if metrics else None
+    sign = sign_of(settings, worker, ledger, kind, name, lambda: scraped.url if scraped else "")
 
     def stop() -> None:
         stopping.set()
@@ -116,12 +128,22 @@ async def serve(settings: Settings, kind: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    if metrics is not None and scraped is not None:
+        metrics.start()
+        await scraped.start()
+    sign.start()
     try:
         await _wait_for_ledger(ledger, settings.shards, stopping)
         logger.info("worker runs", extra={"worker": name})
         await worker.run()
     finally:
+        await sign.stop()
+        if metrics is not None and scraped is not None:
+            await scraped.stop()
+            await metrics.stop()
         await close_pool(ledger)
+        if tracer is not None:
+            tracer.close()
     logger.info("worker stopped", extra={"worker": name})
 
 

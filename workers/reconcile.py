@@ -6,9 +6,11 @@ them may run; what two of them mend at once is mended once.
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -23,8 +25,12 @@ from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
 from lua.connection import SharedConnection
 from lua.life import look
+from workers.access_keeper import AccessKeeper
 from workers.alerts import LOST, UNCHECKED, Alerts, findings
+from workers.idle import Idle
 from workers.mender import Mender
+from workers.metrics_audit import AuditBook
+from workers.pulse import Pulse
 from workers.recovery import RecoveryWatch
 from workers.repairs import Mended
 from workers.statistics import Statistics
@@ -62,11 +68,15 @@ class ReconcileWorker:
         self._alerts = Alerts(ledger, shards)
         self._watch = RecoveryWatch(self.recovery, self._alerts)
         self._statistics = Statistics(ledger)
+        self._access = AccessKeeper(store, ledger)
         self._every_s = every_s
         self._seen: dict[str, Seen] = {}
         self._logged: dict[str, type[Exception]] = {}  # campaign -> why it could not be checked; one log line for it
         self._run_id = ""
         self._stopping = asyncio.Event()
+        self.idle = Idle()
+        self.pulse = Pulse()
+        self.audits = AuditBook()
         self.rounds = 0
         self.mended = 0  # orders, by this worker
 
@@ -74,6 +84,16 @@ class ReconcileWorker:
     def alerts(self) -> int:
         """Begun by this worker."""
         return self._alerts.begun
+
+    @property
+    def repairs(self) -> Counter[str]:
+        """What this worker mended: what was done -> how often."""
+        return self._mender.made
+
+    @property
+    def admitted(self) -> bool:
+        """Whether orders may be taken on the store, as last seen."""
+        return self._watch.admitted
 
     def stop(self) -> None:
         """The run ends after the campaign in hand."""
@@ -84,6 +104,7 @@ class ReconcileWorker:
         async with asyncio.TaskGroup() as beside:
             beside.create_task(self._statistics.run(self._stopping))
             beside.create_task(self._watch.run(self._stopping))
+            beside.create_task(self._access.run(self._stopping))
             await self._reconcile()
         await self._store.close()
 
@@ -93,6 +114,7 @@ class ReconcileWorker:
             began_s = time.monotonic()
             try:
                 await self.step()
+                self.pulse.beat()
                 pause_s = max(self._every_s, REST * (time.monotonic() - began_s))
                 if waits_since_s is not None:
                     logger.info("reconcile goes on", extra={"waited_s": round(time.monotonic() - waits_since_s, 1)})
@@ -102,10 +124,8 @@ class ReconcileWorker:
                     waits_since_s = began_s
                     logger.warning("reconcile waits", extra={"why": exc.detail})
                 pause_s = AWAY_S
-            try:
+            with self.idle.waiting(), contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause_s)
-            except TimeoutError:
-                continue
 
     async def step(self) -> None:
         """One round: every campaign that may have something under way, and some of those at rest.
@@ -178,6 +198,7 @@ class ReconcileWorker:
         return False
 
     async def _judge(self, campaign: str) -> bool:
+        began_s = time.monotonic()
         known = await self._desk.show(campaign)
         if known.state == "recovering":
             raise CampaignLost(f"campaign {campaign} is out of service until it is rebuilt")
@@ -186,14 +207,17 @@ class ReconcileWorker:
         mended = await self._mender.mend(known)
         self.mended += mended.done
         wrong: dict[str, str] = {}
+        last = report
         if not report.ok:
             # What stands after mending, and was seen twice.
-            again = findings(await self._auditor.audit(campaign))
-            wrong = {kind: detail for kind, detail in again.items() if kind in findings(report)}
+            last = await self._auditor.audit(campaign)
+            wrong = {kind: detail for kind, detail in findings(last).items() if kind in findings(report)}
         if mended.wrong:
             wrong["unmended"] = _words(mended)
         if wrong and (await look(self._store)).run_id != self._run_id:
             raise StoreUnavailable("the store was started anew meanwhile: what was read of it counts for nothing")
+        self.audits.note(campaign, known.state, last, wrong, len(mended.wrong))
+        self.audits.took(time.monotonic() - began_s)
         if "phantom" in wrong and await self.recovery.behind(campaign):
             raise CampaignLost(f"the ledger has orders of {campaign} that the store never heard of")
         await self._alerts.tell(campaign, wrong)

@@ -26,6 +26,7 @@ class RecoveryWatch:
         self._failed_s: float | None = None
         self._told: dict[tuple[str, str], str] = {}  # campaign, kind -> detail of the alerts that stand by our word
         self.runs = False
+        self.admitted = False  # the store, when it was last looked at
 
     async def run(self, stopping: asyncio.Event) -> None:
         """A store that may be admitted is, soon after it answers, and then what it had damaged is rebuilt.
@@ -53,10 +54,11 @@ class RecoveryWatch:
     async def _look(self) -> float:
         """Returns the pause until the next look, seconds. Whatever goes wrong, there is a next one."""
         try:
-            admitted = await self._recovery.step()
+            admitted = self.admitted = await self._recovery.step()
             self._note(admitted)
             await self._tell()
         except (StoreUnavailable, LedgerUnavailable) as exc:
+            self.admitted = False
             if self._waits_since_s is None:
                 self._waits_since_s = time.monotonic()
                 logger.warning("recovery waits", extra={"why": exc.detail})

@@ -5,6 +5,7 @@ system works. The store's topics are served set-at-a-time, the partners' (worker
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
@@ -13,8 +14,10 @@ from core.errors import LedgerUnavailable
 from core.ledger.pool import Pool
 from lua.connection import StoreConnection
 from lua.scripts import Scripts
+from workers.idle import Idle
 from workers.outbox import Outbox, backoff_s
 from workers.partners import Partners
+from workers.pulse import Pulse
 from workers.store_topics import TOPICS, StoreTopics
 
 __all__ = ["RelayWorker", "backoff_s"]
@@ -38,13 +41,15 @@ class RelayWorker:
         shards: Sequence[int],
         partners: Callable[[Outbox], Partners] | None = None,
     ) -> None:
-        self._outbox = Outbox(ledger)
+        self.outbox = Outbox(ledger)
         self._connection = connection
-        self._store = StoreTopics(self._outbox, Scripts(connection), OrderDesk(ledger, len(shards)))
-        self.partners = partners(self._outbox) if partners else None
+        self._store = StoreTopics(self.outbox, Scripts(connection), OrderDesk(ledger, len(shards)))
+        self.partners = partners(self.outbox) if partners else None
         self._wake = self.partners.roomier if self.partners else asyncio.Event()
         self._shards = list(shards)
         self._stopping = False
+        self.idle = Idle()
+        self.pulse = Pulse()
 
     @property
     def delivered(self) -> int:
@@ -62,14 +67,13 @@ class RelayWorker:
             self._wake.clear()
             try:
                 pause_s = 0.0 if await self.step() else LOOK_S
+                self.pulse.beat()
             except LedgerUnavailable as exc:
                 logger.warning("relay waits", extra={"why": exc.detail})
                 pause_s = AWAY_S
             if pause_s and not self._stopping:
-                try:
+                with self.idle.waiting(), contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), pause_s)
-                except TimeoutError:
-                    continue
         await self.run_down()
 
     async def run_down(self) -> None:
@@ -85,7 +89,7 @@ class RelayWorker:
         """
         topics = [*TOPICS, *(self.partners.topics() if self.partners else [])]
         total = 0
-        for topic, shard in await self._outbox.due(self._shards, topics):
+        for topic, shard in await self.outbox.due(self._shards, topics):
             if self._stopping:
                 break
             if topic in TOPICS:

@@ -6,6 +6,7 @@ it once.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,11 +16,12 @@ from asyncpg.pgproto.pgproto import UUID
 from redis.exceptions import RedisError
 
 from core.desk.campaigns import Campaign
-from core.errors import CampaignLost, StoreUnavailable
+from core.errors import CampaignLost, LedgerUnavailable, StoreUnavailable
 from core.flows import FLOWS
 from core.ids import text_of
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
+from core.trace_context import trace_id_of
 from core.wire import HoldInvalid, has_units, read_hold
 from lua.connection import Command, Reply, SharedConnection
 from lua.keys import SaleKeys
@@ -97,6 +99,7 @@ class Repairs:
         self.store = store
         self.scripts = Scripts(store)
         self.ledger = ledger
+        self.made: Counter[str] = Counter()  # what was done -> how often
 
     async def repeat(self, part: Part, topic: str, orders: Sequence[Ended], found: Mended) -> None:
         """For holds that still stand, the message that ends them is in the outbox again, in one transaction with its
@@ -112,7 +115,7 @@ class Repairs:
                 # As an old copy of the store has it: from before the units were taken.
                 await self.scripts.allocate(part.keys, part.known.epoch, bare)
             for order_id in await self._put_back(part, topic, ENDINGS[topic], list(standing.values())):
-                self.note(part, order_id, ENDINGS[topic], standing.pop(order_id).why, found)
+                await self.note(part, order_id, ENDINGS[topic], standing.pop(order_id).why, found)
             # Another worker has done it meanwhile; or it was done before, in vain.
             for order in await self.ended(part, list(standing)):
                 [hold] = await self.holds(part, [order.order_id])
@@ -133,7 +136,7 @@ class Repairs:
                 back = await self._put_back(part, topic, "repeated", some)
                 for message in some:
                     if message.order_id in back:
-                        self.note(part, message.order_id, "repeated", message.why, found)
+                        await self.note(part, message.order_id, "repeated", message.why, found)
                 if len(back) < len(some):  # done by another worker meanwhile; or done before, in vain
                     still = set(await self._lost_messages(part)) & {m for m in some if m.order_id not in back}
                     found.wrong += [f"{topic} of {text_of(m.order_id)} is lost again, repeated in vain" for m in still]
@@ -161,7 +164,7 @@ class Repairs:
                 raise self._lost(part)
             for order_id, code in zip(some, codes, strict=True):
                 if code is ReleaseCode.RELEASED:
-                    self.note(part, order_id, "released", why, found)
+                    await self.note(part, order_id, "released", why, found)
 
     async def _journal(self, part: Part, ids: Sequence[bytes], why: str) -> None:
         """The releases are on record, once each; of two workers' transactions one is tried again."""
@@ -233,7 +236,13 @@ class Repairs:
     def _lost(self, part: Part) -> CampaignLost:
         return CampaignLost(f"{part.keys.meta.decode()}: epoch {part.known.epoch} is not there")
 
-    def note(self, part: Part, order_id: bytes, what: str, why: str, found: Mended) -> None:
+    async def note(self, part: Part, order_id: bytes, what: str, why: str, found: Mended) -> None:
         found.done += 1
-        facts = {"order_id": text_of(order_id), "campaign": part.known.campaign, "what": what, "why": why}
-        logger.warning("order mended", extra=facts)
+        self.made[what] += 1
+        try:
+            values = part.shard, UUID(order_id)
+            trace = await ask(partial(self.ledger.fetchval, query("order_trace"), *values))
+        except LedgerUnavailable:
+            trace = None
+        facts = {"order_id": text_of(order_id), "trace_id": trace_id_of(order_id, trace)}
+        logger.warning("order mended", extra=facts | {"campaign": part.known.campaign, "what": what, "why": why})

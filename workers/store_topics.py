@@ -13,6 +13,7 @@ from asyncpg.pgproto.pgproto import UUID
 
 from core.desk.orders import OrderDesk
 from core.errors import NotAllowed, StoreUnavailable
+from core.flood import SampledLog
 from core.flows import FLOWS
 from core.ids import text_of
 from core.ledger.pool import ask
@@ -22,6 +23,7 @@ from lua.scripts import MAX_ENDED, AllocateCode, GivebackCode, Scripts, Sold
 from workers.outbox import Message, Outbox, backoff_s
 
 logger = logging.getLogger("rushgate.relay")
+put_off = SampledLog(logger, logging.WARNING, "messages put off", burst=5)
 
 TOPICS = ("settle", "release", "restock", "allocate")  # what is given back can be taken in the same round
 BATCH = 500  # messages in one claim
@@ -127,7 +129,7 @@ class StoreTopics:
         rows = await ask(lambda: ledger.fetch(query("sold_orders"), shard, wanted))
         orders: dict[UUID, Sold] = {}
         for row in rows:
-            who = (row["order_id"].bytes, row["buyer_id"], row["client_ip"], row["device_id"])
+            who = (row["order_id"].bytes, row["channel"], row["buyer_id"], row["client_ip"], row["device_id"])
             orders.setdefault(row["order_id"], Sold(*who, {})).units[row["sku"]] = row["units"]
         moves = [
             (m.order_id, f"return.{text_of(m.order_id.bytes)}.{m.version}.{sku}", sku, units)
@@ -147,6 +149,6 @@ class StoreTopics:
         return codes
 
     async def _put_off(self, shard: int, topic: str, messages: list[Message], why: str) -> None:
-        logger.warning("messages put off", extra={"topic": topic, "shard": shard, "count": len(messages), "why": why})
+        put_off(topic, topic=topic, shard=shard, count=len(messages), why=why)
         waits_s = [backoff_s(m.attempts, random.random()) for m in messages]  # noqa: S311 - spreads, hides nothing
         await self._outbox.put_off(shard, topic, messages, waits_s, [why] * len(messages))

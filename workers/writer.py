@@ -6,18 +6,24 @@ or came too late. What COPY refuses takes the other way, so nothing depends on t
 """
 
 import logging
+import time
 from functools import partial
 
 import asyncpg
 from asyncpg.pgproto.pgproto import UUID
 
+from core.flood import SampledLog
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
+from core.metrics import Buckets
+from core.metrics_table import ORDERS, SHORT_S
+from core.trace_context import TraceContext, parse_traceparent
 from core.wire import TOO_LATE
 from workers.copies import Copies
 from workers.entries import DeadLetter, OrderRow, columns, dead, sanitized
 
 logger = logging.getLogger("rushgate.ledger")
+not_new = SampledLog(logger, logging.INFO, "batch is not new")
 
 # What an order itself can be guilty of; everything else is the ledger's affair and tried again.
 GUILTY = (
@@ -33,6 +39,10 @@ class _Refused(Exception):
     """A copied batch has an order that came too late."""
 
 
+def _own_trace(row: OrderRow) -> TraceContext | None:
+    return parse_traceparent(row.placed.trace) if row.placed.trace else None
+
+
 class LedgerWriter:
     """Writes through a pool that the caller owns."""
 
@@ -40,6 +50,9 @@ class LedgerWriter:
         self._ledger = ledger
         self.copied = 0  # batches that took the fast way
         self.refused = 0  # batches that COPY refused
+        self.transactions = 0  # batches written
+        self.worked_s = 0.0  # on them
+        self.batch_s, self.batch_orders = Buckets(SHORT_S), Buckets(ORDERS)  # of those that were written
 
     async def write(
         self, rows: list[OrderRow], letters: list[DeadLetter], copies: Copies | None = None
@@ -51,6 +64,17 @@ class LedgerWriter:
         Returns: orders newly written, and dead letters. Raises: LedgerUnavailable; what was written stays written,
         and writing the same again changes nothing.
         """
+        began_s = time.monotonic()
+        try:
+            found = await self._written(rows, letters, copies)
+            self.batch_s.add(time.monotonic() - began_s)
+            self.batch_orders.add(len(rows) + len(letters))
+            return found
+        finally:
+            self.transactions += 1
+            self.worked_s += time.monotonic() - began_s
+
+    async def _written(self, rows: list[OrderRow], letters: list[DeadLetter], copies: Copies | None) -> tuple[int, int]:
         if copies is not None and await self._copied(copies):
             written = len(rows)
         else:
@@ -66,7 +90,7 @@ class LedgerWriter:
             await ask(partial(self._copy, copies))
         except (*GUILTY, _Refused) as exc:
             self.refused += 1
-            logger.info("batch is not new", extra={"why": f"{type(exc).__name__}: {exc}"})
+            not_new(why=f"{type(exc).__name__}: {exc}")
             return False
         self.copied += 1
         return True
@@ -114,8 +138,15 @@ class LedgerWriter:
         found = await ask(lambda: self._ledger.fetchrow(query("insert_orders"), *columns(rows)))
         assert found is not None  # noqa: S101 - a SELECT without FROM has one row
         late = {i.bytes for i in found["late"]}
+        await self._put_traces(rows)
         why = f"{TOO_LATE}: the campaign was rebuilt, and its hold is gone"
         return found["written"], [dead(r, why) for r in rows if r.order_id in late]
+
+    async def _put_traces(self, rows: list[OrderRow]) -> None:
+        """After their orders, so that a trace is of an order that is there. Broken off in between, both come again."""
+        found = [(r.shard, UUID(r.order_id), c.traceparent) for r in rows if (c := _own_trace(r)) is not None]
+        if found:
+            await ask(lambda: self._ledger.execute(query("put_traces"), *(list(c) for c in zip(*found, strict=True))))
 
     async def _set_aside(self, letter: DeadLetter) -> None:
         header = letter.header

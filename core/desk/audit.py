@@ -16,12 +16,12 @@ import msgspec
 from asyncpg.pgproto.pgproto import UUID
 from redis.exceptions import RedisError
 
-from core.desk.campaigns import Campaign, CampaignDesk
+from core.desk.campaigns import Campaign, CampaignDesk, shares_here
 from core.errors import CampaignLost, StoreUnavailable
 from core.ids import text_of
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
-from core.model import AuditReport, AuditSku, Limits
+from core.model import AuditReport, AuditSku, Loosest
 from core.wire import EntryInvalid, HoldInvalid, decode_placed, has_units, read_entry, read_hold
 from lua.connection import SharedConnection
 from lua.keys import SaleKeys, home_shards, sale_keys
@@ -191,8 +191,10 @@ class Auditor:
             assert row is not None  # noqa: S101 - a SELECT of counts has one row
             assert campaign is not None  # noqa: S101 - nobody deletes campaigns
             # Of the same snapshot: a limit is loosened in the ledger first, then orders are accepted under it.
-            limits = msgspec.json.decode(campaign["loosest"], type=Limits)
-            bounds = (limits.buyer, limits.buyer_sku, limits.ip, limits.device)
+            limits = msgspec.json.decode(campaign["loosest"], type=Loosest)
+            slot, spread = self._desk.home(known).index(shard), known.spec.spread
+            shares = shares_here(limits.channel_shares or {}, slot, spread)
+            bounds = (limits.buyer, limits.buyer_sku, limits.ip, limits.device, list(shares), list(shares.values()))
             there: set[bytes] = set()
             for n in range(0, len(on_the_way), 10_000):
                 ids = [UUID(i) for i in on_the_way[n : n + 10_000]]

@@ -3,6 +3,7 @@
 Every step can be repeated: a call that broke off in the middle is finished by the same call again.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import asyncpg
@@ -14,7 +15,7 @@ from core.errors import CampaignLost, CampaignUnknown, Fault, Invalid, Recoverin
 from core.ledger.deployment import claim_deployment
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
-from core.model import CampaignSpec, Limits, Restock
+from core.model import CampaignSpec, Limits, Loosest, Restock
 from lua.connection import SharedConnection
 from lua.keys import SaleKeys, home_shards, portion, sale_keys
 from lua.life import admit, look
@@ -35,7 +36,7 @@ class Campaign(Struct, frozen=True):
     version: int
     epoch: int
     spec: CampaignSpec
-    loosest: Limits  # that it had since it was opened; None = there was a time without this limit
+    loosest: Loosest
 
     @property
     def at_payment(self) -> bool:
@@ -79,7 +80,7 @@ class CampaignDesk:
         if row is None:
             raise CampaignUnknown(f"no campaign is called {campaign}")
         spec = msgspec.json.decode(row["spec"], type=CampaignSpec)
-        loosest = msgspec.json.decode(row["loosest"], type=Limits)
+        loosest = msgspec.json.decode(row["loosest"], type=Loosest)
         return Campaign(campaign, row["state"], row["version"], row["epoch"], spec, loosest)
 
     async def epoch(self, campaign: str) -> int:
@@ -90,7 +91,8 @@ class CampaignDesk:
         return int(row["epoch"])
 
     async def put(self, campaign: str, spec: CampaignSpec) -> Campaign:
-        """Defined as a draft, or changed: of a campaign that was opened only window, limits and pay_within_s change.
+        """Defined as a draft, or changed: of a campaign that was opened only window, limits, rates, channel shares and
+        pay_within_s change.
 
         Raises: Invalid; Refused if a change is not allowed any more.
         """
@@ -99,7 +101,7 @@ class CampaignDesk:
             raise Invalid(f"at most {self.shards}, the number of shards of this deployment", "spread")
         text = msgspec.json.encode(spec).decode()
         first = self._first(campaign)
-        limits = msgspec.json.encode(spec.limits).decode()
+        limits = msgspec.json.encode(loosest_of(spec)).decode()
         row = await ask(lambda: self._ledger.fetchrow(query("put_campaign"), first, campaign, text, limits))
         if row is not None:
             return await self.show(campaign)
@@ -111,6 +113,8 @@ class CampaignDesk:
             if old[field] != new[field]:
                 hint = "; stock changes by restock" if field == "skus" else ""
                 raise Refused(f"{field} cannot change once a campaign was opened{hint}")
+        if spec.channel_shares and known.loosest.channel_shares is None:
+            raise Refused("channel_shares cannot begin once a campaign was opened: what was sold until then is unknown")
         return await self._turn(known, known.state, spec)
 
     async def open(self, campaign: str) -> Campaign:
@@ -266,7 +270,7 @@ class CampaignDesk:
         await self._journal(known, plan, "open")
         for slot, keys in enumerate(self.keys(known)):
             stock = {s.sku: portion(s.stock, slot, len(home)) for s in spec.skus}
-            meta = {**meta_of(spec, "paused"), "version": known.version, "lease_ms": self.lease_ms}
+            meta = {**meta_of(spec, "paused", slot), "version": known.version, "lease_ms": self.lease_ms}
             code = await self._scripts.open(keys, known.epoch, meta, stock, await self.deployment())
             if code in (OpenCode.FENCED, OpenCode.DIRTY):
                 raise CampaignLost(f"the store holds other data of campaign {known.campaign}: {code.name}")
@@ -285,7 +289,7 @@ class CampaignDesk:
 
     async def _record(self, known: Campaign, state: str, spec: CampaignSpec) -> Campaign:
         first, text = self._first(known.campaign), msgspec.json.encode(spec).decode()
-        loosest = looser(known.loosest, spec.limits)
+        loosest = looser(known.loosest, spec)
         values = (first, known.campaign, known.version, state, text, msgspec.json.encode(loosest).decode())
         version = await ask(lambda: self._ledger.fetchval(query("change_campaign"), *values))
         if version is None:
@@ -294,8 +298,8 @@ class CampaignDesk:
 
     async def tell_store(self, known: Campaign) -> None:
         """The store has state and definition as the ledger. Raises CampaignLost."""
-        for keys in self.keys(known):
-            code = await self._scripts.change(keys, known.epoch, known.version, meta_of(known.spec, known.state))
+        for slot, keys in enumerate(self.keys(known)):
+            code = await self._scripts.change(keys, known.epoch, known.version, meta_of(known.spec, known.state, slot))
             if code is ChangeCode.FENCED:
                 raise CampaignLost(f"the store does not hold campaign {known.campaign} as it should")
 
@@ -330,13 +334,26 @@ class CampaignDesk:
         return [sale_keys(shard, known.campaign) for shard in self.home(known)]
 
 
-def looser(one: Limits, other: Limits) -> Limits:
+def loosest_of(spec: CampaignSpec) -> Loosest:
+    """The limits of a campaign that had no others yet."""
+    return Loosest(**msgspec.structs.asdict(spec.limits), channel_shares=spec.channel_shares or None)
+
+
+def looser(one: Loosest, spec: CampaignSpec) -> Loosest:
     """Each limit as the looser of the two has it."""
     found = {}
     for name in Limits.__struct_fields__:
-        pair = getattr(one, name), getattr(other, name)
+        pair = getattr(one, name), getattr(spec.limits, name)
         found[name] = None if None in pair else max(pair)
-    return Limits(**found)
+    shares, now = one.channel_shares, spec.channel_shares
+    if shares is not None:
+        shares = {channel: max(units, now[channel]) for channel, units in shares.items() if channel in now}
+    return Loosest(**found, channel_shares=shares)
+
+
+def shares_here(shares: Mapping[str, int], slot: int, spread: int) -> dict[str, int]:
+    """The parts of channels' shares that the shard of slot 0 to spread - 1 has: all parts add up to the share."""
+    return {channel: portion(units, slot, spread) for channel, units in shares.items()}
 
 
 def _refusal(known: Campaign) -> Fault:
@@ -350,11 +367,13 @@ def _as_move(row: asyncpg.Record) -> Move:
     return Move(row["shard"], row["move_id"], row["sku"], row["units"])
 
 
-def meta_of(spec: CampaignSpec, state: str) -> dict[str, str | int]:
-    """The fields of the store's meta that a definition and a state make. Times in ms."""
+def meta_of(spec: CampaignSpec, state: str, slot: int) -> dict[str, str | int]:
+    """The fields of the store's meta that a definition and a state make on the shard of a slot. Times in ms."""
     limits = spec.limits
     # Once set, never unset: what is counted stays counted, so a limit that comes back finds its counters complete.
     counted = {f"count_{kind}": 1 for kind in ("buyer_sku", "ip", "device") if getattr(limits, kind) is not None}
+    if spec.channel_shares:
+        counted["count_channel"] = 1
     # Left out, it costs the other order types nothing.
     at_payment = {"at_payment": 1} if spec.order_type == "reserve_at_payment" else {}
     return {
@@ -368,5 +387,6 @@ def meta_of(spec: CampaignSpec, state: str) -> dict[str, str | int]:
         "limit_buyer_sku": limits.buyer_sku or "",
         "limit_ip": limits.ip or "",
         "limit_device": limits.device or "",
+        "shares": msgspec.json.encode(shares_here(spec.channel_shares, slot, spec.spread)).decode(),
         "config": msgspec.json.encode(spec).decode(),
     }

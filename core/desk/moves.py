@@ -28,6 +28,22 @@ MAX_SPECS = 1_000  # campaigns whose definition is remembered
 T = TypeVar("T")
 
 
+class Owner(NamedTuple):
+    """Whose orders a caller knows: a channel's, or of those one buyer's in one campaign."""
+
+    channel: str
+    buyer_id: str | None = None  # None = all buyers
+    campaign: str | None = None  # None = all campaigns
+
+    def has(self, channel: str, buyer_id: str, campaign: str) -> bool:
+        """Whether an order is theirs."""
+        return channel == self.channel and self.buyer_id in (None, buyer_id) and self.campaign in (None, campaign)
+
+    def has_row(self, row: Any) -> bool:
+        """As `has`, of the ledger's row of an order."""
+        return self.has(row["channel"], row["buyer_id"], row["campaign"])
+
+
 class Moved(Struct, frozen=True):
     """An order after a call: its state and version, and whether this very call moved it."""
 
@@ -45,6 +61,7 @@ class Order(NamedTuple):
     version: int
     campaign: str
     channel: str
+    buyer_id: str
     amount: int
     currency: str
     flow: Flow
@@ -85,18 +102,18 @@ class Moves:
         # Campaign -> its definition, of which only what never changes once there are orders is used.
         self._specs: dict[str, CampaignSpec] = {}
 
-    async def run(self, order_id: bytes, channel: str | None, work: Callable[[Any, Order], Awaitable[T]]) -> T:
+    async def run(self, order_id: bytes, owner: Owner | None, work: Callable[[Any, Order], Awaitable[T]]) -> T:
         """What `work(connection, order)` gives, in one transaction that holds the order.
 
-        `channel`: only an order of this channel is known (None: all). Raises: OrderUnknown, LedgerUnavailable.
+        `owner`: only an order of theirs is known (None: all). Raises: OrderUnknown, LedgerUnavailable.
         """
-        return await ask(partial(self._run, order_id, channel, work))
+        return await ask(partial(self._run, order_id, owner, work))
 
-    async def _run(self, order_id: bytes, channel: str | None, work: Callable[[Any, Order], Awaitable[T]]) -> T:
+    async def _run(self, order_id: bytes, owner: Owner | None, work: Callable[[Any, Order], Awaitable[T]]) -> T:
         async with self._ledger.acquire() as connection, connection.transaction():
             shard, uuid = shard_of(order_id), UUID(order_id)
             row = await connection.fetchrow(query("lock_order"), shard, uuid)
-            if row is None or channel not in (None, row["channel"]):
+            if row is None or not (owner is None or owner.has_row(row)):
                 raise OrderUnknown("no such order")
             spec = await self._spec(connection, row["campaign"])
             return await work(connection, Order(shard, uuid, flow=FLOWS[spec.order_type], spec=spec, **dict(row)))

@@ -13,7 +13,7 @@ import msgspec
 from asyncpg.pgproto.pgproto import UUID
 from msgspec import Struct
 
-from core.desk.moves import Event, Moved, Moves, Order, make, totals
+from core.desk.moves import Event, Moved, Moves, Order, Owner, make, totals
 from core.desk.refunds import repaid
 from core.errors import Conflicting, NotAllowed, OrderUnknown, Refused
 from core.flows.table import Actor, Flow, Step
@@ -21,8 +21,9 @@ from core.ids import shard_of
 from core.ledger.pool import Pool, ask
 from core.ledger.queries import query
 from core.model import Payment, ShipTo, minor
+from core.trace_context import TraceContext, context_of
 
-__all__ = ["PARTNERS", "Event", "Moved", "OrderDesk", "TraceStep"]
+__all__ = ["PARTNERS", "Event", "Moved", "OrderDesk", "Owner", "TraceStep"]
 
 # Steps of an operator that say more than their name, and the call that says it.
 OWN_CALLS = {
@@ -65,17 +66,17 @@ class OrderDesk:
         self._ledger = ledger
         self._moves = Moves(ledger, shards)
 
-    async def act(self, order_id: bytes, action: str, actor: Actor, who: str, channel: str | None = None) -> Moved:
+    async def act(self, order_id: bytes, action: str, actor: Actor, who: str, owner: Owner | None = None) -> Moved:
         """The order has made the step of `action`, by `who` (recorded as the actor, e.g. `channel:app`).
 
-        `channel`: only an order of this channel is known. Raises: OrderUnknown, NotAllowed (with what is allowed),
+        `owner`: only an order of theirs is known. Raises: OrderUnknown, NotAllowed (with what is allowed),
         Refused if a review is open that the step must wait for, LedgerUnavailable.
         """
 
         async def work(connection: Any, order: Order) -> Moved:
             return await _act(connection, order, action, actor, who)
 
-        return await self._moves.run(order_id, channel, work)
+        return await self._moves.run(order_id, owner, work)
 
     async def operate(self, order_id: bytes, action: str, who: str) -> Moved:
         """The order has made the step of `action`, by an operator. Raises: as `act`; NotAllowed with the call to use
@@ -110,7 +111,7 @@ class OrderDesk:
 
         return await self._moves.run(order_id, None, work)
 
-    async def urge(self, order_id: bytes, actor: Actor, who: str, channel: str | None) -> Moved:
+    async def urge(self, order_id: bytes, actor: Actor, who: str, owner: Owner | None) -> Moved:
         """The merchant hears that the buyer waits, at most once a minute. Raises: as `act`."""
 
         async def work(connection: Any, order: Order) -> Moved:
@@ -120,9 +121,9 @@ class OrderDesk:
                 return order.here()
             return (await make(connection, order, step, who)).here(True)
 
-        return await self._moves.run(order_id, channel, work)
+        return await self._moves.run(order_id, owner, work)
 
-    async def change(self, order_id: bytes, ship_to: ShipTo, actor: Actor, who: str, channel: str | None) -> Moved:
+    async def change(self, order_id: bytes, ship_to: ShipTo, actor: Actor, who: str, owner: Owner | None) -> Moved:
         """The order goes to this address; the same one again changes nothing. Raises: as `act`."""
 
         async def work(connection: Any, order: Order) -> Moved:
@@ -132,7 +133,7 @@ class OrderDesk:
                 return order.here()
             return (await make(connection, order, step, who)).here(True)
 
-        return await self._moves.run(order_id, channel, work)
+        return await self._moves.run(order_id, owner, work)
 
     async def pay(self, payment: Payment, order_id: bytes) -> Moved:
         """The payment is on record once per its serial number, and the order has made its step, once.
@@ -168,14 +169,19 @@ class OrderDesk:
 
         return await self._moves.run(order_id, None, work)
 
-    async def trace(self, order_id: bytes, channel: str | None = None) -> list[TraceStep]:
+    async def trace(self, order_id: bytes, owner: Owner | None = None) -> list[TraceStep]:
         """Every step of an order, the oldest first. Raises: OrderUnknown, LedgerUnavailable."""
         shard, uuid = shard_of(order_id), UUID(order_id)
         row = await ask(lambda: self._ledger.fetchrow(query("order_state"), shard, uuid))
-        if row is None or channel not in (None, row["channel"]):
+        if row is None or not (owner is None or owner.has_row(row)):
             raise OrderUnknown("no such order")
         rows = await ask(lambda: self._ledger.fetch(query("trace_order"), shard, uuid))
         return [TraceStep(**dict(r)) for r in rows]
+
+    async def context(self, order_id: bytes) -> TraceContext:
+        """The trace that an order belongs to; its own id, if nothing else is on record. Raises: LedgerUnavailable."""
+        text = await ask(partial(self._ledger.fetchval, query("order_trace"), shard_of(order_id), UUID(order_id)))
+        return context_of(order_id, text)
 
     async def events(self, order_id: bytes, after: int) -> list[Event]:
         """The moves of an order after a version, the oldest first. Raises: LedgerUnavailable."""

@@ -256,7 +256,7 @@ class Rebuilder:
                 name = sku.encode()
                 stock |= {name: here, b"a:" + name: here + held + sold, b"h:" + name: held, b"s:" + name: sold}
             await self._put(known, keys, keys.stock, stock)
-            await self._put(known, keys, keys.meta, self._meta(known, deployment, bases[slot], one), last=True)
+            await self._put(known, keys, keys.meta, self._meta(known, slot, deployment, bases[slot], one), last=True)
             lease.check()
         await self._journal(known, books, told)
         # Changes of stock that the old store had made, or was about to make, and the journal does not know as made.
@@ -266,11 +266,12 @@ class Rebuilder:
             report = await self._auditor.audit(known.campaign)
         return told, report
 
-    def _meta(self, known: Campaign, deployment: str, base: int, books: Books) -> Pairs:
+    def _meta(self, known: Campaign, slot: int, deployment: str, base: int, books: Books) -> Pairs:
         fields = {
-            **meta_of(known.spec, "recovering"), "version": known.version, "lease_ms": self._desk.lease_ms,
+            **meta_of(known.spec, "recovering", slot), "version": known.version, "lease_ms": self._desk.lease_ms,
             "deployment": deployment, "reopen": 0, "seq": base, "base": base, "known": books.sums.known,
-            "count_buyer_sku": 1, "count_ip": 1, "count_device": 1, "layout": LAYOUT,
+            "count_buyer_sku": 1, "count_ip": 1, "count_device": 1, "count_channel": 1,
+            "layout": LAYOUT,
         }  # fmt: skip
         return {name.encode(): value for name, value in fields.items()}
 

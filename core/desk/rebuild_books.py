@@ -169,6 +169,7 @@ class Books:
             total += units
             used[f"s:{held.buyer_id} {sku}"] += units
         used[f"b:{held.buyer_id}"] += total
+        used[f"c:{held.channel}"] += total
         if held.client_ip:
             used[f"i:{held.client_ip}"] += total
         if held.device_id:

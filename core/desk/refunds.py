@@ -14,7 +14,7 @@ import msgspec
 from asyncpg.pgproto.pgproto import UUID
 from msgspec.structs import replace
 
-from core.desk.moves import Moved, Moves, Order, advance, make, settle_refunds, totals
+from core.desk.moves import Moved, Moves, Order, Owner, advance, make, settle_refunds, totals
 from core.desk.shares import amount_shares, sum_by_sku, unit_shares
 from core.errors import Conflicting, Fault, NotAllowed, OrderUnknown, Refused
 from core.flows import REFUND
@@ -43,7 +43,7 @@ class RefundDesk:
         self._moves = Moves(ledger, shards)
 
     async def request(
-        self, order_id: bytes, wanted: RefundRequest, actor: Actor, who: str, channel: str | None
+        self, order_id: bytes, wanted: RefundRequest, actor: Actor, who: str, owner: Owner | None
     ) -> Refund:
         """A request is on record for review; the same one again, while it waits, is that one.
 
@@ -66,7 +66,7 @@ class RefundDesk:
             await _put(connection, order, number, amount, "requested", wanted.reason, lines, number)
             return await _refund(connection, order, number)
 
-        return await self._moves.run(order_id, channel, work)
+        return await self._moves.run(order_id, owner, work)
 
     async def grant(self, order_id: bytes, wanted: RefundRequest, who: str) -> Refund:
         """An operator's refund without a request: approved and asked of the payment centre.
@@ -151,11 +151,11 @@ class RefundDesk:
 
         return await self._moves.run(order_id, None, work)
 
-    async def list(self, order_id: bytes, channel: str | None) -> list[Refund]:
+    async def list(self, order_id: bytes, owner: Owner | None) -> list[Refund]:
         """The refunds of an order, the oldest first. Raises: OrderUnknown, LedgerUnavailable."""
         shard, uuid = shard_of(order_id), UUID(order_id)
         row = await ask(partial(self._ledger.fetchrow, query("order_state"), shard, uuid))
-        if row is None or channel not in (None, row["channel"]):
+        if row is None or not (owner is None or owner.has_row(row)):
             raise OrderUnknown("no such order")
         return await ask(partial(_refunds, self._ledger, shard, uuid))
 

@@ -239,3 +239,73 @@ CREATE TABLE rebuilds (
     missing  text,                 -- these as ranges, `17, 20-25`; the first ones if there are many
     CONSTRAINT rebuilds_pkey PRIMARY KEY (shard, campaign, epoch)
 );
+
+CREATE TABLE access_version (
+    shard   smallint NOT NULL, -- always 0: there is one row
+    version bigint   NOT NULL, -- of all that channels, keys and blocks hold: greater with every change
+    CONSTRAINT access_version_pkey PRIMARY KEY (shard),
+    CONSTRAINT access_version_one CHECK (shard = 0)
+);
+
+CREATE TABLE channels (
+    shard      smallint    NOT NULL, -- always 0, as of the next two tables: few rows, read as a whole
+    channel    text        NOT NULL,
+    state      text        NOT NULL,
+    campaigns  jsonb,                -- names that it may sell; NULL = all
+    rates      jsonb       NOT NULL DEFAULT '{}', -- its own rate limits: kind -> text
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT channels_pkey PRIMARY KEY (shard, channel),
+    CONSTRAINT channels_one CHECK (shard = 0),
+    CONSTRAINT channels_state CHECK (state IN ('active', 'revoked'))
+);
+
+CREATE TABLE channel_keys (
+    shard      smallint    NOT NULL,
+    key_id     text        NOT NULL,
+    channel    text        NOT NULL,
+    kind       text        NOT NULL,
+    digest     bytea       NOT NULL, -- SHA-256 of the key; the key itself is nowhere
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at timestamptz,
+    revoked_at timestamptz,
+    CONSTRAINT channel_keys_pkey PRIMARY KEY (shard, key_id),
+    CONSTRAINT channel_keys_one CHECK (shard = 0),
+    CONSTRAINT channel_keys_kind CHECK (kind IN ('bearer', 'signing')),
+    CONSTRAINT channel_keys_digest CHECK (octet_length(digest) = 32)
+);
+
+CREATE TABLE blocks (
+    shard      smallint    NOT NULL,
+    kind       text        NOT NULL,
+    value      text        NOT NULL, -- a buyer as channels name them; an address or a network in its one spelling
+    reason     text        NOT NULL, -- for operators; callers are not told
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    until_at   timestamptz,          -- NULL = until it is taken away
+    CONSTRAINT blocks_pkey PRIMARY KEY (shard, kind, value),
+    CONSTRAINT blocks_one CHECK (shard = 0),
+    CONSTRAINT blocks_kind CHECK (kind IN ('buyer', 'ip'))
+);
+
+CREATE TABLE rooms (
+    shard    smallint         NOT NULL, -- the campaign's first shard
+    campaign text             NOT NULL,
+    room_id  text             NOT NULL, -- places are signed with it
+    mode     text             NOT NULL,
+    rate     double precision NOT NULL, -- admitted a second; of an automatic one the last that was noted
+    setting  integer          NOT NULL DEFAULT 1, -- how often an operator has set the rate, from 1
+    joined   bigint           NOT NULL DEFAULT 0, -- this and the next two: of a moment to come, so that a store which
+    admitted bigint           NOT NULL DEFAULT 0, -- was lost goes on behind all that it had given out
+    lapsed   bigint           NOT NULL DEFAULT 0,
+    seed     text             NOT NULL DEFAULT '', -- of the draw; '' = not drawn
+    early    bigint           NOT NULL DEFAULT -1, -- places that were drawn
+    noted_at timestamptz      NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT rooms_pkey PRIMARY KEY (shard, campaign),
+    CONSTRAINT rooms_mode CHECK (mode IN ('auto', 'fixed'))
+);
+
+CREATE TABLE order_traces (        -- only of orders that were given a trace by their caller, or are recorded
+    shard       smallint NOT NULL,
+    order_id    uuid     NOT NULL,
+    traceparent text     NOT NULL, -- W3C Trace Context: the span that later ones of the order are below
+    CONSTRAINT order_traces_pkey PRIMARY KEY (shard, order_id)
+);

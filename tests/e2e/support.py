@@ -26,10 +26,12 @@ PATIENCE_S = 20.0
 ADMIN = "e2e-admin-token-000"
 APP_KEY, WEB_KEY = "e2e-app-key-00000000", "e2e-web-key-00000000"
 PARTNER_SECRET = "whsec_" + base64.b64encode(b"e2e-partner-secret-0000000000000").decode()
+TICKET_SECRET = "e2e-ticket-secret-000"
 KEYS = {
     "RUSHGATE_ADMIN_TOKEN": ADMIN,
     "RUSHGATE_CHANNEL_KEYS": f"app={APP_KEY},web={WEB_KEY}",
     "RUSHGATE_PARTNER_SECRETS": PARTNER_SECRET,
+    "RUSHGATE_TICKET_SECRETS": TICKET_SECRET,
 }
 
 _count = itertools.count(1)
@@ -38,7 +40,7 @@ _count = itertools.count(1)
 def environment(values: Mapping[str, str] | None = None) -> dict[str, str]:
     """Ours without any RUSHGATE_ variable, and `values`."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith("RUSHGATE_")}
-    return ours | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | dict(values or {})
+    return ours | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "RUSHGATE_CONSOLE": "off"} | dict(values or {})
 
 
 def until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S, every_s: float = 0.02) -> Any:
@@ -259,7 +261,7 @@ class Part:
 
         def port() -> str | None:
             assert self.process.poll() is None, self.text
-            found = re.search(r"gateway serves port=(\d+)", self.text)
+            found = re.search(r'"gateway serves".*?"port":(\d+)', self.text)
             return found[1] if found else None
 
         return Client(f"http://127.0.0.1:{until(port)}")

@@ -109,6 +109,7 @@ BODIES: dict[str, tuple[bytes, int, str, str]] = {
     "buyer with a newline behind": (dumped(buyer_id="b\n"), 422, "invalid", "buyer_id"),
     "device of 129": (dumped(device_id="d" * 129), 422, "invalid", "device_id"),
     "device empty": (dumped(device_id=""), 422, "invalid", "device_id"),
+    "ip empty": (dumped(client_ip=""), 422, "invalid", "client_ip"),
     "ip words": (dumped(client_ip="localhost"), 422, "invalid", "client_ip"),
     "ip out of range": (dumped(client_ip="10.0.0.256"), 422, "invalid", "client_ip"),
     "ip too short": (dumped(client_ip="10.0.0"), 422, "invalid", "client_ip"),

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.support import ADMIN, APP_KEY, Client, Reply, Up, bearer, definition, until
 from tests.e2e.test_lifecycle import accepted, paid
 from tests.e2e.test_lifecycle_orders import SHIP_TO, report, send
+from tests.support import fresh
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +18,10 @@ def served(client: Client) -> dict[str, Any]:
     reply = client.call("GET", "/openapi.json")
     assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
     return dict(reply.json)
+
+
+# Headers of an answer that is repeated, and of one to a name that has a rate limit (test_rates.py).
+SOMETIMES = ("Idempotent-Replayed", "RateLimit", "RateLimit-Policy")
 
 
 class Judge:
@@ -42,12 +48,16 @@ class Judge:
                 Draft202012Validator(event, format_checker=FormatChecker()).validate(json.loads(line))
             self.seen.add((path, method, str(status)))
             return reply
+        if kind == "text/plain":
+            assert list(text_string_to_metric_families(reply.body.decode()))
+            self.seen.add((path, method, str(status)))
+            return reply
         bodies = reply.body.splitlines() if kind == "application/x-ndjson" else [reply.body]
         schema = content["schema"] | {"components": self._served["components"]}
         for body in bodies:
             Draft202012Validator(schema, format_checker=FormatChecker()).validate(json.loads(body))
         for name in response.get("headers", {}):
-            assert name.lower() in reply.headers or name == "Idempotent-Replayed"
+            assert name.lower() in reply.headers or name in SOMETIMES
         if status >= 400 and kind == "application/problem+json":
             assert f"`{reply.code}`" in response["description"]
         self.seen.add((path, method, str(status)))
@@ -60,6 +70,8 @@ def test_real_answers_of_every_path_are_as_documented(stack: Up, client: Client,
     one, admin, orders = "/v1/campaigns/{campaign}", "/v1/admin/campaigns/{campaign}", "/v1/campaigns/{campaign}/orders"
     for path in ("/livez", "/readyz", "/openapi.json"):
         judge("get", path, client.call("GET", path), 200)
+    judge("get", "/metrics", client.call("GET", "/metrics", headers=bearer(ADMIN)), 200)
+    judge("get", "/metrics", client.call("GET", "/metrics"), 401)
     for code in served["paths"]["/problems/{code}"]["get"]["parameters"][0]["schema"]["enum"]:
         judge("get", "/problems/{code}", client.call("GET", f"/problems/{code}"), 200)
     judge("get", "/problems/{code}", client.call("GET", "/problems/no-such"), 404)
@@ -109,6 +121,8 @@ def test_real_answers_of_every_path_are_as_documented(stack: Up, client: Client,
     judge("post", payment, paid(stack, order), 200)
 
     judge_orders(judge, stack, client)
+    judge_line(judge, client)
+    judge_access(judge, client)
 
     judge("get", admin + "/audit", client.admin("GET", f"{name}/audit"), 200)
     judge("post", admin + "/close", client.admin("POST", f"{name}/close"), 200)
@@ -182,6 +196,66 @@ def judge_orders(judge: Judge, stack: Up, client: Client) -> None:
     seen = bearer(APP_KEY) | {"Last-Event-ID": str(client.get(f"/v1/orders/{order}").json["version"])}
     judge("get", one + "/events", client.call("GET", f"/v1/orders/{order}/events", headers=seen), 204)
     judge("get", one + "/events", client.get("/v1/orders/x/events"), 404)
+
+
+def judge_access(judge: Judge, client: Client) -> None:
+    """Channels, keys and block lists."""
+
+    def ask(method: str, path: str, status: int, body: Any = None, end: str = "", key: str = ADMIN) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        reply = client.call(method.upper(), f"/v1/admin/{end or path}", data, bearer(key))
+        return judge(method, f"/v1/admin/{path}", reply, status).json
+
+    name = fresh("ch")
+    one, wanted = f"channels/{name}", {"channel": name, "campaigns": ["a"], "rates": {"channel": "9/s"}}
+    key_id = ask("post", "channels", 200, wanted)["key_id"]
+    ask("post", "channels", 409, wanted)
+    ask("post", "channels", 422, {"channel": "A b"})
+    ask("post", "channels", 403, wanted, key=APP_KEY)
+    ask("get", "channels", 200)
+    ask("get", "channels/{channel}", 200, end=one)
+    ask("get", "channels/{channel}", 404, end="channels/no-such")
+    ask("patch", "channels/{channel}", 200, {"campaigns": None}, one)
+    ask("patch", "channels/{channel}", 422, {"rates": {"channel": "fast"}}, one)
+    ask("post", "channels/{channel}/rotate", 200, {"kind": "signing"}, one + "/rotate")
+    ask("post", "channels/{channel}/rotate", 200, None, one + "/rotate")
+    ask("post", "channels/{channel}/revoke", 200, {"key_id": key_id}, one + "/revoke")
+    ask("post", "channels/{channel}/revoke", 422, {"key_id": "none"}, one + "/revoke")
+    ask("post", "channels/{channel}/revoke", 200, None, one + "/revoke")
+    ask("post", "channels/{channel}/rotate", 409, None, one + "/rotate")
+    ask("post", "blocks", 200, {"kind": "ip", "value": "203.0.113.9", "for_s": 60, "reason": "x"})
+    ask("post", "blocks", 422, {"kind": "ip", "value": "::/0"})
+    ask("get", "blocks", 200)
+    ask("delete", "blocks", 200, end="blocks?kind=ip&value=203.0.113.9")
+    ask("delete", "blocks", 422, end="blocks?kind=ip")
+
+
+def judge_line(judge: Judge, client: Client) -> None:
+    """Tickets, and a waiting room that admits at once."""
+    base, room = "/v1/campaigns/{campaign}", "/v1/admin/campaigns/{campaign}/room"
+    name = client.sale({"red": 3}, admission="room", room={"rate": 1_000, "channel": "web", "pow_bits": 1})
+
+    def post(end: str, body: Any, status: int, key: str = APP_KEY, campaign: str = name) -> Any:
+        headers = bearer(key) if key else {}
+        reply = client.call("POST", f"/v1/campaigns/{campaign}{end}", json.dumps(body).encode(), headers)
+        return judge("post", base + end, reply, status).json
+
+    plain = client.sale({"red": 3}, admission="ticket")
+    post("/tickets", {"buyer_id": "b"}, 200, campaign=plain)
+    post("/tickets", {"buyer_id": "b"}, 409)
+    judge("post", base + "/orders", client.order(plain), 403)
+    post("/line/challenge", {"guest_key": "g" * 20}, 200, "")
+    post("/line/challenge", {}, 422, "")
+    place = post("/line", {"buyer_id": "b"}, 200)["line"]
+    post("/line", {"buyer_id": "b"}, 401, "wrong")
+    post("/line", {"guest_key": "g" * 20}, 403, "")
+    post("/line", {"buyer_id": "b"}, 409, campaign=plain)
+    judge("get", base + "/line", client.get(f"/v1/campaigns/{name}/line?wait=5", place), 200)
+    judge("get", base + "/line", client.get(f"/v1/campaigns/{name}/line"), 401)
+    judge("get", base + "/line", client.get(f"/v1/campaigns/{name}/line?wait=x", place), 422)
+    judge("get", room, client.admin("GET", f"{name}/room"), 200)
+    judge("put", room, client.admin("PUT", f"{name}/room", {"mode": "fixed", "rate": 5}), 200)
+    judge("put", room, client.admin("PUT", f"{name}/room", {"mode": "fixed"}), 422)
 
 
 def test_judge_refuses_a_body_that_is_not_as_documented(served: dict[str, Any]) -> None:

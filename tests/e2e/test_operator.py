@@ -221,7 +221,7 @@ def test_faults_of_the_store_are_logged_once_each_way(up: Up) -> None:
         os.kill(pid, signal.SIGCONT)
     until(lambda: up.client.order(campaign).status == 202)
     assert up.client.call("GET", "/readyz").status == 200
-    assert (logged("gateway-1", ": store is away"), logged("gateway-1", ": store is back")) == (1, 1)
+    assert (logged("gateway-1", '"store is away"'), logged("gateway-1", '"store is back"')) == (1, 1)
     until(lambda: logged("ledger-1", "drain goes on") == 1)
     assert up.end() == 0
-    assert logged("gateway-1", ": gateway stopped") == 1
+    assert logged("gateway-1", '"gateway stopped"') == 1

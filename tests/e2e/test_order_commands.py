@@ -14,7 +14,7 @@ import pytest
 
 from core.errors import Fault, Invalid
 from core.model import OrderView
-from ops.cli import parser
+from ops.commands import parser
 from ops.desk import command_place
 from ops.order_commands import run
 from tests.e2e.support import ADMIN, Client, Up, until

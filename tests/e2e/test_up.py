@@ -44,7 +44,7 @@ async def orders_in(dsn: str, campaign: str) -> int:
 
 def test_ready_line_tells_how_to_reach_everything(stack: Up) -> None:
     secrets = ["admin_token", "channel_key", "payment_secret", "partner_secret"]
-    assert list(stack.ready) == ["ready", "gateway", "store", "ledger", *secrets, "partners"]
+    assert list(stack.ready) == ["ready", "gateway", "console", "store", "ledger", *secrets, "partners"]
     assert stack.ready["ready"] is True
     assert stack.ready["partner_secret"] == KEYS["RUSHGATE_PARTNER_SECRETS"]
     assert stack.ready["partners"] == ""  # an order must not pay itself by surprise
@@ -360,13 +360,21 @@ def test_doctor_of_a_sound_stack_finds_nothing_wrong(stack: Up) -> None:
     assert "wrong" not in checks.values()
 
 
-@pytest.mark.parametrize("dsn", ["postgresql://postgres@127.0.0.1:1/x", "nonsense"])
+@pytest.mark.parametrize("dsn", ["postgresql://postgres@127.0.0.1:1/x", "postgresql://nowhere.invalid/x"])
 def test_doctor_without_ledger_says_so(stack: Up, tmp_path: Path, dsn: str) -> None:
     env = {"RUSHGATE_STORE_URL": stack.ready["store"], "RUSHGATE_LEDGER_DSN": dsn}
     done = command("doctor", env={**env, "RUSHGATE_DATA_DIR": str(tmp_path)})
     assert done.returncode == 1
     assert re.search(r"^wrong +ledger ", done.stdout, re.MULTILINE)
     assert re.search(r"^ok +store ", done.stdout, re.MULTILINE)
+    assert done.stderr == ""
+
+
+def test_doctor_tells_a_ledger_that_is_no_address(stack: Up, tmp_path: Path) -> None:
+    env = {"RUSHGATE_STORE_URL": stack.ready["store"], "RUSHGATE_LEDGER_DSN": "nonsense"}
+    done = command("doctor", env={**env, "RUSHGATE_DATA_DIR": str(tmp_path)})
+    assert done.returncode == 1
+    assert re.search(r"^wrong +settings RUSHGATE_LEDGER_DSN: must begin with ", done.stdout, re.MULTILINE)
     assert done.stderr == ""
 
 

@@ -217,7 +217,8 @@ async def test_payment_of_an_order_that_is_gone_is_found_in_the_log(
     reply = await callbacks.pay(gone)
     assert (reply.status, reply.code) == (404, "unknown_order")
     [record] = [r for r in caplog.records if r.getMessage() == "callback refused"]
-    assert record.__dict__["order"] == text_of(gone)
+    assert record.__dict__["order_id"] == text_of(gone)
+    assert record.__dict__["trace_id"] == gone.hex()
     assert record.__dict__["message_id"].startswith("msg-")
 
 

@@ -8,6 +8,7 @@ import pytest
 from asyncpg.pgproto.pgproto import UUID
 
 from core.desk.campaigns import CampaignDesk
+from core.desk.moves import Owner
 from core.desk.orders import OrderDesk
 from core.desk.refunds import RefundDesk
 from core.errors import NotAllowed
@@ -100,7 +101,7 @@ async def test_shipped_orders_are_received_by_time_and_completed_after_their_win
 
 async def request(refunds: RefundDesk, order: bytes) -> str:
     """A refund is under review; its number."""
-    return (await refunds.request(order, RefundRequest(amount=10), "buyer", "channel:app", "app")).refund_no
+    return (await refunds.request(order, RefundRequest(amount=10), "buyer", "channel:app", Owner("app"))).refund_no
 
 
 async def completions(ledger: Pool) -> list[UUID]:

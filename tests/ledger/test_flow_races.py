@@ -15,6 +15,7 @@ import pytest
 from core.desk import moves, refunds
 from core.desk.audit import Auditor
 from core.desk.campaigns import CampaignDesk
+from core.desk.moves import Owner
 from core.desk.orders import OrderDesk
 from core.desk.refunds import RefundDesk, repaid
 from core.errors import Conflicting, NotAllowed
@@ -77,13 +78,13 @@ async def two_requests(side: Side, order: bytes) -> None:
     """Paid, and two refunds under review that do not both fit."""
     await side.pay(order)
     for amount in (60, 61):
-        await side.refunds.request(order, RefundRequest(amount=amount), "buyer", "channel:app", "app")
+        await side.refunds.request(order, RefundRequest(amount=amount), "buyer", "channel:app", Owner("app"))
 
 
 async def all_approved(side: Side, order: bytes) -> None:
     """Paid, and a refund of all of it is asked of the centre; the order goes on."""
     await side.pay(order)
-    await side.refunds.request(order, RefundRequest(amount=100), "buyer", "channel:app", "app")
+    await side.refunds.request(order, RefundRequest(amount=100), "buyer", "channel:app", Owner("app"))
     await side.approve(order, 3)
 
 

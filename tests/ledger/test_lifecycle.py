@@ -11,7 +11,7 @@ from asyncpg.pgproto.pgproto import UUID
 
 from core.desk.audit import Auditor
 from core.desk.campaigns import CampaignDesk
-from core.desk.orders import Moved, OrderDesk
+from core.desk.orders import Moved, OrderDesk, Owner
 from core.errors import Conflicting, NotAllowed, OrderUnknown
 from core.ids import shard_of, text_of
 from core.ledger.pool import Pool
@@ -205,9 +205,9 @@ async def test_payment_number_used_for_another_order_is_refused(sale: Sale, orde
 async def test_order_of_another_channel_is_unknown(sale: Sale, orders: OrderDesk, ledger: Pool) -> None:
     order = (await ids(ledger))[0]
     with pytest.raises(OrderUnknown):
-        await orders.act(order, "cancel", "buyer", "channel:web", channel="web")
+        await orders.act(order, "cancel", "buyer", "channel:web", Owner("web"))
     with pytest.raises(OrderUnknown):
-        await orders.trace(order, channel="web")
+        await orders.trace(order, Owner("web"))
 
 
 async def test_same_callback_from_many_at_once_pays_once(sale: Sale, orders: OrderDesk, ledger: Pool) -> None:

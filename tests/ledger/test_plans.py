@@ -29,6 +29,8 @@ async def filled(ledger: Pool) -> Pool:
             'app', 'key' || n, 'buyer' || n % 5000, '', '', 'accepted', 1, 100, 'CNY', now(), now(), NULL
         FROM generate_series(1, 20000) n""")
     await ledger.execute("INSERT INTO order_items SELECT shard, order_id, 0, 'red', 1, 100 FROM orders")
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    await ledger.execute("INSERT INTO order_traces SELECT shard, order_id, $1 FROM orders", trace)
     await ledger.execute("INSERT INTO dead_letters SELECT shard, n::text, 0, 'sale1', 1, n, NULL, '', '' "
                          "FROM generate_series(1, 8) n, generate_series(0, 7) shard")  # fmt: skip
     await ledger.execute("ANALYZE")

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from core.desk import moves
 from core.desk.campaigns import CampaignDesk
-from core.desk.moves import Moved
+from core.desk.moves import Moved, Owner
 from core.desk.orders import OWN_CALLS, OrderDesk
 from core.desk.refunds import MAX_ASKED, RefundDesk, RefundUnknown
 from core.errors import Conflicting, Fault, NotAllowed, OrderUnknown, Refused
@@ -27,7 +27,7 @@ from workers.expiry import ExpiryWorker
 from workers.writer import LedgerWriter
 
 ORDERS = 20
-WHO: tuple[Actor, str, str] = ("buyer", "channel:app", "app")
+WHO: tuple[Actor, str, Owner] = ("buyer", "channel:app", Owner("app"))
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ async def test_refund_in_part_is_asked_for_approved_and_done(
     assert await refunds.approve(order, "ref_4", "operator") == approved
     assert await asked(ledger, order) == ["ref_4"]
     assert await pay(orders, order, "ref_4", amount=100, status="refunded") == Moved("paid", 4, False)
-    assert [r.state for r in await refunds.list(order, "app")] == ["done"]
+    assert [r.state for r in await refunds.list(order, Owner("app"))] == ["done"]
     with pytest.raises(NotAllowed):
         await refunds.reject(order, "req_3", "operator")
     assert (await orders.act(order, "cancel", *WHO)).version == 5
@@ -342,9 +342,9 @@ async def test_requests_are_refused_where_they_make_no_sense(
     with pytest.raises(Conflicting):
         await ask(refunds, order, amount=301)
     with pytest.raises(OrderUnknown):
-        await refunds.request(order, RefundRequest(amount=1), "buyer", "channel:web", "web")
+        await refunds.request(order, RefundRequest(amount=1), "buyer", "channel:web", Owner("web"))
     with pytest.raises(OrderUnknown):
-        await refunds.list(order, "web")
+        await refunds.list(order, Owner("web"))
     with pytest.raises(RefundUnknown):
         await refunds.approve(order, "req_99", "operator")
     for amount in range(1, MAX_ASKED + 1):

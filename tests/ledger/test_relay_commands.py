@@ -12,7 +12,7 @@ from core.ids import text_of
 from core.ledger.pool import Pool
 from core.settings import Settings
 from lua.connection import SharedConnection
-from ops.cli import parser
+from ops.commands import parser
 from ops.desk import open_desk
 from ops.order_story import read_story
 from ops.outbox_commands import run

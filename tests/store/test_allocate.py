@@ -234,7 +234,7 @@ async def test_giveback_of_an_allocated_order_returns_units_and_every_limit(
 ) -> None:
     sale = await opened(store, {"red": 5}, **LIMITS)
     order = await held(store, sale, "b1", ("red", 2))
-    sold = Sold(order, "b1", "10.0.0.1", "d1", {"red": 2})
+    sold = Sold(order, "app", "b1", "10.0.0.1", "d1", {"red": 2})
     await scripts.allocate(sale.keys, 1, [order])
     if settled:
         await scripts.settle(sale.keys, 1, [order])
@@ -250,7 +250,7 @@ async def test_giveback_of_a_hold_without_units_makes_no_units(store: SharedConn
     sale = await opened(store, {"red": 5}, **LIMITS)
     order = await held(store, sale)
     before = await contents(store)
-    sold = Sold(order, "b1", "10.0.0.1", "d1", {"red": 1})
+    sold = Sold(order, "app", "b1", "10.0.0.1", "d1", {"red": 1})
     assert await scripts.giveback(sale.keys, 1, [sold, sold]) == [GivebackCode.UNKNOWN] * 2
     assert await contents(store) == before
 

@@ -137,7 +137,7 @@ async def test_connect_to_a_silent_server_ends_in_time() -> None:
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailable, match=r"^the store cannot be reached: timeout$"):
             await StoreConnection(f"redis://127.0.0.1:{port}", "fsync", 0.1, "test").connect()
         await left.wait()  # hung up, not left open
 
@@ -216,7 +216,7 @@ async def test_exchange_with_a_store_that_stands_still_is_unavailable_until_it_m
     async with connection(services, timeout_s=0.1) as own:
         await own.connect()
         await tell(store, "CLIENT", "PAUSE", 400, "ALL")
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailable, match=r"^the store did not answer: timeout$"):
             await own.exchange([("ECHO", "stale")])
 
         async def answered() -> bytes | None:

@@ -17,7 +17,7 @@ async def held(store: SharedConnection, sale: StoreSale, buyer: str = "b1", **un
     ask = sale.ask(buyer, *wanted.items(), ip="10.0.0.1", device="d1")
     [outcome] = (await sale.reserve(store, ask)).outcomes
     assert outcome.code is ReserveCode.ACCEPTED
-    return Sold(outcome.order_id, buyer, "10.0.0.1", "d1", wanted)
+    return Sold(outcome.order_id, "app", buyer, "10.0.0.1", "d1", wanted)
 
 
 async def sold(store: SharedConnection, sale: StoreSale, buyer: str = "b1", **units: int) -> Sold:
@@ -127,7 +127,8 @@ async def test_giveback_takes_the_most_orders_with_the_most_lines(store: SharedC
     for n in range(0, MAX_ENDED, 50):
         answers = await sale.reserve(store, *(sale.ask(f"b{k}", *((s, 1) for s in stock)) for k in range(n, n + 50)))
         orders += [
-            Sold(o.order_id, f"b{n + k}", "", "", dict.fromkeys(stock, 1)) for k, o in enumerate(answers.outcomes)
+            Sold(o.order_id, "app", f"b{n + k}", "", "", dict.fromkeys(stock, 1))
+            for k, o in enumerate(answers.outcomes)
         ]
     await scripts.settle(sale.keys, 1, [o.order_id for o in orders])
     assert await scripts.giveback(sale.keys, 1, orders) == [RETURNED] * MAX_ENDED

@@ -5,8 +5,10 @@ from enum import IntEnum
 
 import pytest
 
+from lua.access import PublishCode
 from lua.connection import SharedConnection
 from lua.reserve import ReserveCode
+from lua.room import PutCode, RoomCode
 from lua.scripts import (
     AllocateCode,
     ChangeCode,
@@ -34,8 +36,11 @@ CODES: dict[str, type[IntEnum]] = {
     "fence": FenceCode,
     "rebuild": RebuildCode,
     "witness": WitnessCode,
+    "room": RoomCode,
+    "room_put": PutCode,
+    "publish_access": PublishCode,
 }
-FLAGS = {"reserve": "", "open": "", "rebuild": "", "fence": "allow-oom", "witness": "allow-oom", "judged": "allow-oom", "change": "allow-oom", "restock": "allow-oom", "ack": "allow-oom", "release": "allow-oom", "settle": "allow-oom", "giveback": "allow-oom", "allocate": "allow-oom", "touch": "allow-oom", "backlog": "no-writes", "audit": "no-writes"}  # fmt: skip # noqa: E501
+FLAGS = {"room": "", "room_put": "", "reserve": "", "open": "", "rebuild": "", "fence": "allow-oom", "witness": "allow-oom", "judged": "allow-oom", "change": "allow-oom", "restock": "allow-oom", "ack": "allow-oom", "release": "allow-oom", "settle": "allow-oom", "giveback": "allow-oom", "allocate": "allow-oom", "touch": "allow-oom", "sign": "allow-oom", "rate": "", "backlog": "no-writes", "audit": "no-writes", "publish_access": "allow-oom"}  # fmt: skip # noqa: E501
 NO_KEY = {"TIME"}  # commands that name no key
 
 every_script = pytest.mark.parametrize("name", script_names())

@@ -1,6 +1,7 @@
 """The scripts against a plain Python model of a campaign, over random histories, on a real store."""
 
 import asyncio
+import json
 from collections import Counter
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from core.wire import read_entry
+from core.wire import decode_held, read_entry
 from lua.connection import SharedConnection
 from lua.reserve import Ask, ReserveCode
 from lua.scripts import ChangeCode, RestockCode, Scripts
@@ -22,6 +23,7 @@ LIMITS = ("buyer", "buyer_sku", "ip", "device")
 
 small = st.integers(1, 3)
 limit = st.none() | st.integers(1, 6)
+some_shares = st.dictionaries(st.sampled_from(["app", "web"]), st.integers(1, 8))
 line = st.tuples(st.sampled_from((*SKUS, "none")), small)
 request = st.fixed_dictionaries(
     {
@@ -29,6 +31,7 @@ request = st.fixed_dictionaries(
         "key": st.sampled_from([f"k{n}" for n in range(12)]),
         "ip": st.sampled_from(["", "10.0.0.1", "10.0.0.2"]),
         "device": st.sampled_from(["", "d1", "d2"]),
+        "channel": st.sampled_from(["app", "web", "shop"]),
         "lines": st.lists(line, min_size=1, max_size=3),
     }
 )
@@ -37,9 +40,10 @@ request = st.fixed_dictionaries(
 class Model:
     """One campaign on one shard, one request after another, as the words of the contract have it."""
 
-    def __init__(self, stock: dict[str, int], limits: dict[str, int | None]) -> None:
+    def __init__(self, stock: dict[str, int], limits: dict[str, int | None], shares: dict[str, int] | None) -> None:
         self.state, self.version = "open", 1
         self.limits = limits
+        self.shares = shares  # None: channels are not counted
         self.left, self.held, self.allocation = dict(stock), dict.fromkeys(stock, 0), dict(stock)
         self.used: Counter[str] = Counter()
         self.accepted: dict[bytes, Ask] = {}
@@ -67,6 +71,9 @@ class Model:
             bound = self.limits[name]
             if bound is not None and any(self.used[c] + q > bound for c, q in counts[name].items()):
                 return C.OVER_LIMIT, b"", name
+        sold = f"c:{decode_held(ask.held).channel}"
+        if self.shares is not None and self.used[sold] + total > self.shares.get(sold[2:], 10_000):
+            return C.OVER_LIMIT, b"", "channel_share"
         for sku, quantity in wanted.items():
             if sku not in self.left:
                 return C.NO_SKU, b"", sku
@@ -78,6 +85,8 @@ class Model:
         for name in LIMITS:
             if name == "buyer" or self.limits[name] is not None:
                 self.used.update(counts[name])
+        if self.shares is not None:
+            self.used[sold] += total
         self.accepted[ask.field] = ask
         return C.ACCEPTED, ask.order_id, ""
 
@@ -94,17 +103,23 @@ class CampaignMachine(RuleBasedStateMachine):
     @initialize(
         stock=st.fixed_dictionaries({sku: st.integers(0, 6) for sku in SKUS}),
         limits=st.fixed_dictionaries(dict.fromkeys(LIMITS, limit)),
+        shares=st.none() | some_shares,
     )
-    def open(self, stock: dict[str, int], limits: dict[str, int | None]) -> None:
+    def open(self, stock: dict[str, int], limits: dict[str, int | None], shares: dict[str, int] | None) -> None:
         self.do(tell(self.store, "FLUSHALL"))
         fields = {f"limit_{name}": "" if bound is None else bound for name, bound in limits.items()}
+        if shares is not None:
+            fields |= {"count_channel": 1, "shares": json.dumps(shares)}
         self.sale = self.do(StoreSale.open(self.store, stock, lease_ms=0, **fields))
         self.scripts = Scripts(self.store)
-        self.model = Model(stock, limits)
+        self.model = Model(stock, limits, shares)
 
     @rule(requests=st.lists(request, min_size=1, max_size=8))
     def reserve(self, requests: list[dict[str, Any]]) -> None:
-        asks = [self.sale.ask(r["buyer"], *r["lines"], key=r["key"], ip=r["ip"], device=r["device"]) for r in requests]
+        asks = [
+            self.sale.ask(r["buyer"], *r["lines"], key=r["key"], ip=r["ip"], device=r["device"], channel=r["channel"])
+            for r in requests
+        ]
         answers = self.do(self.sale.reserve(self.store, *asks))
         expected = [self.model.decide(ask) for ask in asks]
         assert [(o.code, o.order_id, o.detail) for o in answers.outcomes] == expected
@@ -140,18 +155,22 @@ class CampaignMachine(RuleBasedStateMachine):
         step=st.integers(-1, 2),
         changed=st.sampled_from(LIMITS),
         bound=limit,
+        shares=some_shares,
     )
-    def change(self, state: str, step: int, changed: str, bound: int | None) -> None:
+    def change(self, state: str, step: int, changed: str, bound: int | None, shares: dict[str, int]) -> None:
         version = self.model.version + step
         fields: dict[str, str | int] = {"state": state}
         limits = dict(self.model.limits)
         # A limit that counted from the start may move; one that did not would count from now on.
         if limits[changed] is not None and bound is not None:
             limits[changed] = fields[f"limit_{changed}"] = bound
+        if self.model.shares is not None:
+            fields["shares"] = json.dumps(shares)
         code = self.do(self.scripts.change(self.sale.keys, 1, version, fields))
         assert code is (ChangeCode.DONE if step > 0 else ChangeCode.REPEATED)
         if step > 0:
             self.model.state, self.model.version, self.model.limits = state, version, limits
+            self.model.shares = None if self.model.shares is None else shares
 
     @rule()
     def flush_scripts(self) -> None:

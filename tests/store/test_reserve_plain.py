@@ -48,7 +48,7 @@ any_limits = st.fixed_dictionaries(
     {"limit_buyer": st.sampled_from(["", 2, 5])},
     optional={
         "limit_buyer_sku": st.just(3), "limit_ip": st.just(6), "limit_device": st.just(6), "at_payment": st.just("1"),
-        "state": st.sampled_from(["open", "paused"]),
+        "state": st.sampled_from(["open", "paused"]), "count_channel": st.just(1), "shares": st.just('{"app": 7}'),
     },
 )  # fmt: skip
 metas = st.one_of(buyers_only, buyers_only, buyers_only, any_limits)

@@ -13,7 +13,7 @@ from core.errors import ConfigInvalid, Fault, Invalid, StoreUnavailable
 from core.model import CampaignSpec
 from core.settings import Settings
 from loadtest.history import Recorder
-from ops import cli
+from ops import cli, commands
 from ops.campaign_commands import read_campaign
 from ops.desk import STACK_FILE, command_place
 
@@ -36,7 +36,7 @@ from ops.desk import STACK_FILE, command_place
     ],
 )
 def test_command_line_is_understood(argv: list[str]) -> None:
-    assert cli.parser().parse_args(argv).part == argv[0]
+    assert commands.parser().parse_args(argv).part == argv[0]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_error_ends_in_one_line_and_its_status(
     def run(args: argparse.Namespace) -> int:
         raise raised
 
-    monkeypatch.setattr(cli, "run", run)
+    monkeypatch.setattr(commands, "run", run)
     assert cli.main(["migrate"]) == status
     assert capsys.readouterr().err == says
 
@@ -106,7 +106,7 @@ def test_check_of_a_file_that_cannot_be_read_is_wrong_usage(
 def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUSHGATE_PORT", "1")
     monkeypatch.setenv("RUSHGATE_GATEWAY_WORKERS", "3")
-    settings = cli._stack_settings(cli.parser().parse_args(["up", "--port", "2"]))
+    settings = commands._stack_settings(commands.parser().parse_args(["up", "--port", "2"]))
     assert (settings.port, settings.gateway_workers) == (2, 3)
 
 
@@ -183,8 +183,9 @@ def test_command_place_with_one_foreign_url_is_refused(tmp_path: Path, name: str
     if runs:
         stack_file(tmp_path)
     config = tmp_path / "c.toml"
-    config.write_text(f'{name.removeprefix("RUSHGATE_").lower()} = "redis://other"\n')
-    for env in ({name: "redis://other"}, {"RUSHGATE_CONFIG": str(config)}):
+    other = "redis://other" if name == "RUSHGATE_STORE_URL" else "postgresql://other"
+    config.write_text(f'{name.removeprefix("RUSHGATE_").lower()} = "{other}"\n')
+    for env in ({name: other}, {"RUSHGATE_CONFIG": str(config)}):
         with pytest.raises(ConfigInvalid, match=r"^set both RUSHGATE_STORE_URL and RUSHGATE_LEDGER_DSN, or neither$"):
             command_place(env, str(tmp_path))
 

@@ -7,7 +7,7 @@ from core.errors import ConfigInvalid
 from core.flows import FLOWS
 from core.settings import Settings
 from loadtest.partners_command import options_from
-from ops.cli import parser
+from ops.commands import parser
 from ops.course import Standing, Unsent
 from ops.course_display import CourseDisplay, ends_table, seconds_text, stages, still_open, times_table
 from ops.played import prepare

@@ -4,12 +4,17 @@ import re
 from pathlib import Path
 
 from core.settings import PREFIX, Settings
-from ops.documents import GUARANTEES, OPERATIONS, ROOT, guarantees, operations
+from ops.documents import GUARANTEES, METRIC_PAGE, OPERATIONS, ROOT, guarantees, metric_page, operations
 
 
 def test_operations_tables_are_up_to_date() -> None:
     text = OPERATIONS.read_text("utf-8")
     assert text == operations(text), "run `make docs`"
+
+
+def test_table_of_metrics_is_up_to_date() -> None:
+    text = METRIC_PAGE.read_text("utf-8")
+    assert text == metric_page(text), "run `make docs`"
 
 
 def test_guarantees_tables_are_up_to_date() -> None:

@@ -9,10 +9,13 @@ import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 from openapi_spec_validator import validate
 
+from core.settings import Settings
 from gateway.access import Access
+from gateway.access_admin import AccessAdmin
 from gateway.admin import Admin
-from gateway.app import BATCH, ORDERS, PREFIX
+from gateway.app import BATCH, LINE, ORDERS, PREFIX
 from gateway.lifecycle import Lifecycle
+from gateway.line_calls import LineCalls
 from gateway.openapi import document
 from gateway.problems import CODES
 from gateway.views import Views
@@ -34,12 +37,15 @@ def test_paths_and_methods_are_exactly_those_served() -> None:
     views = Views(access, ANY, ANY, Level("fsync"), 1, b"")
     admin = Admin(access, ANY, ANY, ANY, 1)
     lifecycle = Lifecycle(access, ANY, ANY, ANY, ANY, ANY, None, None, 1)
+    access_admin = AccessAdmin(access, ANY, ANY, ANY, 1)
+    line_calls = LineCalls(Settings(), access, ANY, ANY, ANY)
     served = {
         (route.path, method)
-        for route in lifecycle.routes() + views.routes() + admin.routes()
+        for route in lifecycle.routes() + views.routes() + admin.routes() + access_admin.routes() + line_calls.routes()
         for method in cast("set[str]", route.methods) - {"HEAD"}
     }
-    served |= {(PREFIX + "{campaign}" + end, "POST") for end in (ORDERS, BATCH)}
+    served |= {(PREFIX + "{campaign}" + end, "POST") for end in (ORDERS, BATCH, LINE)}
+    served.add((PREFIX + "{campaign}" + LINE, "GET"))
     assert {(path, method.upper()) for path, method, _ in operations()} == served
 
 
@@ -52,8 +58,9 @@ def test_every_code_of_an_order_is_named_by_its_status() -> None:
     responses = document()["paths"]["/v1/campaigns/{campaign}/orders"]["post"]["responses"]
     elsewhere = {"conflict", "unknown_order", "unknown_refund", "not_found", "method_not_allowed"}
     elsewhere |= {"not_allowed", "contradicts", "signature_invalid", "on_its_way"}  # of what comes after the 202
-    elsewhere |= {"operators_only"}
-    elsewhere |= {"head_too_large"}  # of the protocol, before there is a path
+    elsewhere |= {"proof_needed", "proof_wrong", "captcha_unavailable"}  # of joining a line
+    elsewhere |= {"operators_only", "unknown_channel"}
+    elsewhere |= {"head_too_large", "bad_http", "too_slow", "too_many_connections"}  # before there is a path
     for code, (status, _) in CODES.items():
         if code not in elsewhere:
             assert f"`{code}`" in responses[str(status)]["description"]

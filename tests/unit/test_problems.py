@@ -21,7 +21,7 @@ ANSWERED = [k for k in faults() if k.__module__.startswith(("gateway.", "core.er
 @pytest.mark.parametrize("kind", [k for k in ANSWERED if k not in (ConfigInvalid, SchemaMismatch)])
 def test_fault_has_a_code_with_its_status(kind: type[Fault]) -> None:
     assert CODES[kind.code][0] == kind.status
-    assert kind.retryable == (kind.status == 503) or kind.code == "store_not_as_promised"
+    assert kind.retryable == (kind.status in (429, 503)) or kind.code == "store_not_as_promised"
 
 
 def test_faults_of_the_gateway_are_among_those_tested() -> None:

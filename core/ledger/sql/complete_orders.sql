@@ -6,7 +6,8 @@
 --            version of a row, but looks for reviews as of the statement's beginning; `moved` finds the version of
 --            that beginning. Only where the two agree nothing can have been asked for in between.
 -- Params     $1 shard  $2 most orders, 1 to 1,000  $3 to_state  $4 action  $5 actor  $6 reason  $7 topics text[]
--- Returns    how many were completed, and how late the latest of them was in seconds.
+-- Returns    how many were completed, how late the latest of them was in seconds, and of those whose
+--            traces are recorded the ids (NULL = none) and, in their order, the traces.
 WITH due AS (
     SELECT o.order_id, o.version, o.timer_at FROM orders o
     WHERE o.shard = $1 AND o.state = 'received' AND o.timer_at <= now()
@@ -27,6 +28,11 @@ WITH due AS (
     INSERT INTO outbox (shard, order_id, version, topic, at)
     SELECT $1, m.order_id, m.version, t.topic, clock_timestamp()
     FROM moved m CROSS JOIN unnest($7::text[]) AS t (topic)
+), traces AS (
+    SELECT m.order_id, (SELECT t.traceparent FROM order_traces t WHERE t.shard = $1 AND t.order_id = m.order_id) AS trace
+    FROM moved m
 )
-SELECT count(*) AS moved, coalesce(extract(epoch FROM clock_timestamp() - min(timer_at)), 0)::float8 AS late_s
+SELECT count(*) AS moved, coalesce(extract(epoch FROM clock_timestamp() - min(timer_at)), 0)::float8 AS late_s,
+       (SELECT array_agg(order_id ORDER BY order_id) FROM traces WHERE trace LIKE '%-01') AS traced,
+       (SELECT array_agg(trace ORDER BY order_id) FROM traces WHERE trace LIKE '%-01') AS traces
 FROM moved;
