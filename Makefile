@@ -19,7 +19,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PY) -m venv $(VENV)
 	@echo "installing the pinned packages into $(VENV) (the first time takes a minute)"
 	@$(BIN)/pip install -q --require-hashes -r requirements.lock
-	@$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@$(BIN)/pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
 install: $(STAMP) ## make .venv with the pinned packages

@@ -142,9 +142,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 
 
 class Loosest(Limits, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The loosest that each limit was since the campaign was opened; None = there was a time without it.
+    """The loosest that each limit was since the campaign was opened; null = there was a time without it.
 
-    `channel_shares`: likewise by channel; None = channels are not counted, as there were none at the opening.
+    `channel_shares`: likewise by channel; null = channels are not counted, as there were none at the opening.
     """
 
     channel_shares: dict[str, int] | None = None
@@ -353,7 +353,7 @@ class OrderView(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class OrderPage(Struct, frozen=True):
-    """Some orders, by shard and id; `next` goes into `after` for more (None: there are no more)."""
+    """Some orders, by shard and id; `next` goes into `after` for more (null: there are no more)."""
 
     orders: list[OrderView]
     next: str | None

@@ -1,6 +1,6 @@
 """Where spans go: to a collector by OTLP over HTTP, or into a file, a line of JSON each.
 
-OpenTelemetry is an optional part (`pip install rushgate[tracing]`): it is imported when spans are to be sent to a
+OpenTelemetry is an optional part (`pip install '.[tracing]'`): it is imported when spans are to be sent to a
 collector, and at no other time.
 """
 
@@ -95,7 +95,7 @@ class OtlpSink:
             from opentelemetry.sdk.util.instrumentation import InstrumentationScope
         except ImportError as exc:
             raise ConfigInvalid(
-                "RUSHGATE_TRACING=otlp needs more packages: pip install 'rushgate[tracing]'"
+                "RUSHGATE_TRACING=otlp needs more packages: pip install '.[tracing]' in the project's folder"
                 f" ({exc.name or exc} is not there)"
             ) from exc
         # It says of each batch again what we say once in a while.

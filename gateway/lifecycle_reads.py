@@ -165,8 +165,10 @@ class Reads:
             after = parse(text) if text is not None else None
             if text is not None and after is None:
                 raise Invalid("must be what `next` said", "after")
-            limit = int(number(request, "limit", 1, MAX_PAGE, PAGE))
-            ids, more = await self._listing.page(Filter(**asked), after, limit)
+            limit = number(request, "limit", 1, MAX_PAGE, PAGE)
+            if limit % 1:
+                raise Invalid("must be a whole number", "limit")
+            ids, more = await self._listing.page(Filter(**asked), after, int(limit))
             views = await asyncio.gather(*(self._lookup.find(i) for i in ids))  # one query, by the look-up's doing
             listed = [replace(v, ship_to=None) for v in views if v]
             return json_response(OrderPage(listed, None if more is None else text_of(more)))

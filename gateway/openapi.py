@@ -1,5 +1,8 @@
 """The OpenAPI 3.1 document, made from the same structs and tables that the code uses."""
 
+import inspect
+from typing import Any
+
 import msgspec
 
 from core.desk.campaigns import Campaign, Restocked
@@ -137,9 +140,24 @@ def _metrics() -> Json:
     return found
 
 
+def _for_any_language(schema: Any) -> Any:
+    """The schema with its texts unindented; in its patterns `$`, as only Python's regular expressions know `\\Z`."""
+    if isinstance(schema, list):
+        return [_for_any_language(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: _for_any_language(value) for key, value in schema.items()}
+    if isinstance(text := found.get("description"), str):
+        found["description"] = inspect.cleandoc(text)
+    if isinstance(pattern := found.get("pattern"), str):
+        found["pattern"] = pattern.replace(r"\Z", "$")
+    return found
+
+
 def document() -> Json:
     """The whole document; its paths are exactly those that are served, which a test compares."""
     _, schemas = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
+    schemas = _for_any_language(schemas)
     schemas["Document"] = {"title": "Document", "type": "object"}
     base = "/v1/admin/campaigns/{campaign}"
     not_ready = {"503": {"description": "orders are not taken now", "content": content("Ready")}}

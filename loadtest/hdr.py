@@ -20,7 +20,7 @@ LOWEST_NS, HIGHEST_NS, DIGITS = 1_000, 3_600_000_000_000, 3
 MS = 1_000_000.0  # nanoseconds
 TICKS = 5  # of a distribution, per half distance
 SECONDS_MAX = 100_000  # intervals of a log that are read
-MISSING = "needs the package hdrhistogram: pip install 'rushgate[loadtest]'"
+MISSING = "needs the package hdrhistogram: pip install '.[loadtest]' in the project's folder"
 
 
 class HdrUnusable(Exception):

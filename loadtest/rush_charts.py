@@ -13,7 +13,7 @@ from loadtest.samples import Samples
 
 WIDTH, HEIGHT = 760, 320
 POINTS_A_DECADE = 40  # of the percentile plot
-MISSING = "needs the package pygal: pip install 'rushgate[loadtest]'"
+MISSING = "needs the package pygal: pip install '.[loadtest]' in the project's folder"
 LABELS = 8  # on a time axis, about
 _SCRIPT = re.compile(r"<script\b.*?</script>", re.DOTALL)
 _NINES = ((0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %"), (0.9999, "99.99 %"), (0.99999, "99.999 %"))

@@ -151,7 +151,8 @@ def _print(campaign: Campaign) -> None:
         f"  window   {spec.opens_at.isoformat()} to {spec.closes_at.isoformat()}, pay within {spec.pay_within_s} s\n"
         f"  limits   {_limits(spec)}\n"
         f"  rates    {', '.join(f'{text} per {kind}' for kind, text in spec.rates.given().items()) or 'as deployed'}\n"
-        f"  channels {', '.join(spec.channels) if spec.channels else 'all'}; spread {spec.spread}"
+        f"  channels {', '.join(spec.channels) if spec.channels else 'all'}; spread {spec.spread}\n"
+        f"  admits   {_admission(spec)}"
     )
     for discount in spec.discounts:
         print(f"  discount {discount.off:,} off orders of {discount.min_amount:,} and more, in minor units")
@@ -187,6 +188,19 @@ async def _stock_now(desk: Desk, campaign: Campaign, shards: int) -> list[str]:
                 units[word] += found.get(sku.sku, 0)
         lines.append(f"  now      {sku.sku}: " + ", ".join(f"{word} {count:,}" for word, count in units.items()))
     return lines
+
+
+def _admission(spec: CampaignSpec) -> str:
+    """Who may order, by `admission`, `room` and `trusted_channels`."""
+    if spec.admission == "open":
+        return "with a channel's key, or a ticket"
+    words = "with a ticket"
+    if spec.admission == "room":
+        rate = "auto" if spec.room.rate is None else f"{spec.room.rate:,} a second"
+        guests = [f"guests of {spec.room.channel}"] if spec.room.channel else ["no guests"]
+        guests += [f"{spec.room.pow_bits} bits of work"] * (spec.room.pow_bits > 0) + ["captcha"] * spec.room.captcha
+        words = f"from the waiting room: {rate} at first; {', '.join(guests)}"
+    return words + (f"; with their key: {', '.join(spec.trusted_channels)}" if spec.trusted_channels else "")
 
 
 def _limits(spec: CampaignSpec) -> str:

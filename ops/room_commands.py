@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import re
 import sys
 
 import msgspec
@@ -28,9 +29,8 @@ def add_arguments(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _rate(text: str) -> int:
-    rate = int(text)
-    if not 0 <= rate <= 100_000:
-        raise argparse.ArgumentTypeError("must be 0 to 100,000")
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or (rate := int(text)) > 100_000:
+        raise argparse.ArgumentTypeError("must be a whole number, 0 to 100000")
     return rate
 
 

@@ -19,7 +19,7 @@ BlockKind = Literal["buyer", "ip"]
 
 
 class BlockSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """Who is blocked: a buyer as channels name them, or an address or network. `for_s`: seconds, None = for good."""
+    """Who is blocked: a buyer as channels name them, or an address or network. `for_s`: seconds, null = for good."""
 
     kind: BlockKind
     value: Annotated[str, Meta(min_length=1, max_length=64)]

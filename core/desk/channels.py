@@ -44,7 +44,7 @@ class ChannelUnknown(Fault):
 
 
 class ChannelSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """A new channel. `campaigns`: that it may sell, None = all; `rates`: its own limits, e.g. {"channel": "500/s"}."""
+    """A new channel. `campaigns`: that it may sell, null = all; `rates`: its own limits, e.g. {"channel": "500/s"}."""
 
     channel: ChannelName
     campaigns: Campaigns | None = None
@@ -67,7 +67,7 @@ class Rotation(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Revocation(Struct, frozen=True, forbid_unknown_fields=True):
-    """Which key; None = all of them, and with them the channel."""
+    """Which key; null = all of them, and with them the channel."""
 
     key_id: Annotated[str, Meta(min_length=1, max_length=32)] | None = None
 

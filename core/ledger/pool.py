@@ -90,5 +90,7 @@ async def ask(call: Callable[[], Awaitable[T]], attempts: int = 5, timeout_s: fl
                 raise LedgerUnavailable(f"lost {attempts} races in a row: {exc}") from exc
             await asyncio.sleep(0.002 * 2**attempt)
         except AWAY as exc:
-            raise LedgerUnavailable(f"the ledger cannot be used: {type(exc).__name__}: {exc}") from exc
+            silent = isinstance(exc, TimeoutError) and not str(exc)  # as a time limit is
+            why = "no answer in time" if silent else f"{type(exc).__name__}: {exc}"
+            raise LedgerUnavailable(f"the ledger cannot be used: {why}") from exc
     raise AssertionError("unreachable")

@@ -63,6 +63,7 @@ def test_wrong_token_gets_nobody_in_and_is_kept_nowhere(page: Page, site: Site) 
     page.get_by_role("button", name="Log in").click()
     expect(page.get_by_role("alert")).to_have_text("That is not the admin token")
     expect(page.get_by_role("navigation")).to_be_hidden()
+    expect(page.get_by_role("button", name="Log out")).to_be_hidden()
     log_in(page)
     assert ADMIN not in page.url
     assert ADMIN not in page.evaluate("JSON.stringify({...localStorage, ...sessionStorage}) + document.cookie")

@@ -49,8 +49,8 @@ def test_page_shows_a_channel_its_own_orders_and_the_admin_all(stack: Up, client
     assert pages(f"campaign={campaign}&state=paid") == {one}
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "after=x", "state=no", "channel=web", "what=1",
-                                   "buyer_id=", "campaign=a&campaign=b"])  # fmt: skip
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=2.5", "limit=x", "after=x", "state=no", "channel=web",
+                                   "what=1", "buyer_id=", "campaign=a&campaign=b"])  # fmt: skip
 def test_page_with_a_bad_parameter_is_refused_by_its_name(client: Client, query: str) -> None:
     reply = client.get(f"/v1/orders?{query}")
     assert (reply.status, reply.json["field"]) == (422, query.partition("=")[0])

@@ -33,6 +33,7 @@ def test_campaign_commands_do_what_they_say(stack: Up, tmp_path: Path) -> None:
     assert "campaign by-command: draft, version 1" in applied
     assert "type     goods; taken as received 1,296,000 s after it was shipped,\n" in applied
     assert "completed 4,000 s after it was received\n" in applied
+    assert "admits   with a channel's key, or a ticket\n" in applied
     assert "campaign by-command: open" in run("campaign", "open", "by-command")
     two = [{"sku": "phone-red", "quantity": 2}]
     assert stack.client.order("by-command", items=two).status == 202

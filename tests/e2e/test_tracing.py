@@ -306,7 +306,7 @@ def test_without_the_optional_packages_a_collector_is_refused_with_the_words_to_
 ) -> None:
     part = gateway(traced, tmp_path / "log", RUSHGATE_TRACING="otlp", **without_extra)
     assert part.process.wait(20) == 78
-    assert "pip install 'rushgate[tracing]'" in part.text
+    assert "pip install '.[tracing]'" in part.text
 
 
 def test_gateway_without_tracing_keeps_a_callers_trace(stack: Up, both_ways: Client) -> None:

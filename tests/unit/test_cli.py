@@ -49,6 +49,8 @@ def test_command_line_is_understood(argv: list[str]) -> None:
         ["campaign"],
         ["up", "--port", "x"],
         ["order", "do", "i"],
+        ["room", "c", "--rate", "x"],
+        ["room", "c", "--rate", "100001"],
         ["order", "refund", "i", "--amount", "1", "--line", "red=1"],
     ],
 )

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import json
 from typing import Any, cast
 
 import pytest
@@ -100,6 +101,14 @@ def test_steps_of_an_operator_are_those_without_a_body() -> None:
     actions = document()["paths"]["/v1/orders/{order_id}/actions/{action}"]["post"]["parameters"][1]["schema"]["enum"]
     assert {"pick", "lost", "complete_early", "provision_failed"} <= set(actions)
     assert not {"refund", "reject_refund", "change", "urge", "pay", "expire"} & set(actions)
+
+
+def test_schemas_are_for_any_language_not_for_python() -> None:
+    schemas = document()["components"]["schemas"]
+    assert schemas["ChannelSpec"]["properties"]["channel"]["pattern"] == "^[a-z0-9][a-z0-9_-]*$"
+    assert schemas["JoinRequest"]["description"].splitlines()[1].startswith("the proofs")
+    assert r"\\Z" not in json.dumps(schemas)
+    assert "None" not in " ".join(one.get("description", "") for one in schemas.values())
 
 
 def test_order_body_names_the_bounds_of_its_fields() -> None:

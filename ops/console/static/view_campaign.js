@@ -159,9 +159,16 @@ function admit(room, load) {
 
 function body(one, audit, auditing, judge, load) {
   const limits =
-    Object.entries(one.limits)
+    [
+      ...Object.entries(one.limits).map(([k, v]) => `${v} per ${words(k)}`),
+      ...Object.entries(one.definition?.channel_shares || {}).map(([k, v]) => `${count(v)} by channel ${k}`),
+    ].join(", ") || "none";
+  const rates =
+    one.definition &&
+    (Object.entries(one.definition.rates || {})
       .map(([k, v]) => `${v} per ${words(k)}`)
-      .join(", ") || "none";
+      .join(", ") ||
+      "as the settings say");
   const rows = one.skus.map((s) => ({
     key: s.sku,
     cells: [
@@ -220,6 +227,8 @@ function body(one, audit, auditing, judge, load) {
           ["Order type", words(one.order_type)],
           ["Time to pay", seconds(one.pay_within_s)],
           ["Limits (units)", limits],
+          ["Rates", rates],
+          ["Admission", one.definition && words(one.definition.admission || "open")],
           ["Channels", one.channels ? one.channels.join(", ") : "all"],
           ["Spread", plural(one.spread, "shard")],
           ["Version, epoch", `${one.version}, ${one.epoch}`],
