@@ -55,7 +55,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         partners.close()
 
 
-@pytest.fixture(scope="session")
+# Of a module, not of the session: while Playwright runs, asyncio believes that a loop runs in this thread.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         # No sandbox: the tests may run as root. The pages are our own.
