@@ -2,6 +2,7 @@
 the store."""
 
 import asyncio
+import contextlib
 import logging
 
 from core.desk.access_books import AccessBooks
@@ -18,6 +19,8 @@ class AccessKeeper:
     """One per reconcile worker; any number of them may work."""
 
     def __init__(self, store: SharedConnection, ledger: Pool) -> None:
+        """`store`: its own connection: what it writes may wait for as long as a store takes no writes."""
+        self._store = store
         self._books = AccessBooks(store, ledger)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -28,7 +31,6 @@ class AccessKeeper:
                     logger.info("channels published again")
             except Fault as exc:
                 logger.debug("channels not compared", extra={"why": exc.detail})
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), EVERY_S)
-            except TimeoutError:
-                continue
+        await self._store.close()

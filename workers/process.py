@@ -21,6 +21,7 @@ from core.tracing import Tracer
 from lua.connection import SharedConnection, StoreConnection
 from lua.durability import Level
 from lua.life import AdmittedConnection
+from workers.access_keeper import AccessKeeper
 from workers.expiry import ExpiryWorker
 from workers.ledger import BLOCK_MS, LedgerWorker
 from workers.metrics import WorkerMetrics
@@ -85,7 +86,9 @@ def _reconcile_worker(settings: Settings, ledger: Pool, name: str, tracer: Trace
     store = SharedConnection(settings.store_url, Level.of(settings), settings.store_timeout_s, name)
     auto = settings.recovery == "auto"
     every_s, lease_ms = settings.reconcile_every_s, settings.sold_out_lease_ms
-    return ReconcileWorker(store, ledger, settings.shards, lease_ms, every_s, auto, name)
+    own = SharedConnection(settings.store_url, Level.of(settings), settings.store_timeout_s, f"{name}-access")
+    access = AccessKeeper(own, ledger)
+    return ReconcileWorker(store, ledger, settings.shards, lease_ms, every_s, auto, name, access)
 
 
 def _store(settings: Settings, name: str, timeout_s: float) -> StoreConnection:

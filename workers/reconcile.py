@@ -55,7 +55,7 @@ class ReconcileWorker:
 
     def __init__(
         self, store: SharedConnection, ledger: Pool, shards: int, lease_ms: int, every_s: float, auto: bool = True,
-        name: str = "",
+        name: str = "", access: AccessKeeper | None = None,
     ) -> None:  # fmt: skip
         """`every_s`: least pause between two rounds. `lease_ms`: as in CampaignDesk. `auto`, `name`: as in Recovery."""
         self._store = store
@@ -68,7 +68,7 @@ class ReconcileWorker:
         self._alerts = Alerts(ledger, shards)
         self._watch = RecoveryWatch(self.recovery, self._alerts)
         self._statistics = Statistics(ledger)
-        self._access = AccessKeeper(store, ledger)
+        self._access = access
         self._every_s = every_s
         self._seen: dict[str, Seen] = {}
         self._logged: dict[str, type[Exception]] = {}  # campaign -> why it could not be checked; one log line for it
@@ -104,7 +104,8 @@ class ReconcileWorker:
         async with asyncio.TaskGroup() as beside:
             beside.create_task(self._statistics.run(self._stopping))
             beside.create_task(self._watch.run(self._stopping))
-            beside.create_task(self._access.run(self._stopping))
+            if self._access is not None:
+                beside.create_task(self._access.run(self._stopping))
             await self._reconcile()
         await self._store.close()
 
