@@ -92,7 +92,7 @@ class Witness:
             for (place, word), one, (code, known) in zip(some, told, await say(exchange, told), strict=True):
                 if code in (WitnessCode.BEHIND, WitnessCode.KEPT):
                     behind = behind or code is WitnessCode.BEHIND
-                    facts = {"key": one.keys.meta.decode(), "told": one.seq, "known": known}
+                    facts = {"sale": one.keys.meta.decode(), "told": one.seq, "known": known}
                     logger.error("store lost orders that were answered", extra=facts)
                 elif code is WitnessCode.FENCED:
                     self._too_late(place, word)
