@@ -5,9 +5,8 @@ import contextlib
 import gc
 import logging
 import os
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 import uvicorn
@@ -52,6 +51,7 @@ from gateway.pressure import Pressure
 from gateway.rates import Limiter
 from gateway.short import ShortWay
 from gateway.soldout import SoldOut
+from gateway.stopping import StoppableServer
 from gateway.take import Taker
 from gateway.tls import handshakes_within, reload_at_sighup, server_context
 from gateway.traced_calls import TracedCalls
@@ -73,23 +73,12 @@ FLUSH_S = 1.0  # of the grace period, kept for the queue after the last connecti
 GC_THRESHOLD = 50_000  # new objects between two collections of the youngest
 
 
-class Server(uvicorn.Server):
+class Server(StoppableServer):
     """uvicorn's server with our order of stopping: first not ready, then what is in flight, then the store."""
 
     def __init__(self, config: uvicorn.Config, views: Views) -> None:
         super().__init__(config)
         self._views = views
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask the server to stop, until the process ends.
-
-        uvicorn's own raises the signal again when serving is over: the process would die of it with requests queued.
-        """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """No new connections; then every answer says that it is its connection's last; then the rest are closed.

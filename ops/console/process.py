@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import uvicorn
 import uvloop
@@ -25,6 +24,7 @@ from gateway.catalogue import Catalogue
 from gateway.edge import Edge
 from gateway.http import BoundedProtocol
 from gateway.lookup import Lookup
+from gateway.stopping import StoppableServer
 from gateway.tls import reload_at_sighup, server_context
 from lua.connection import SharedConnection, StoreConnection
 from lua.durability import Level
@@ -53,20 +53,12 @@ KEEP_ALIVE_S = 30
 EXCHANGE_S = 2.0  # for the signs of life
 
 
-class Server(uvicorn.Server):
+class Server(StoppableServer):
     """uvicorn's server that lets the open pages go before it waits for what is in flight."""
 
     def __init__(self, config: uvicorn.Config, live: Live) -> None:
         super().__init__(config)
         self._live = live
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask the server to stop; uvicorn's own raises the signal again afterwards."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._live.stop()

@@ -16,7 +16,7 @@ from tests.e2e.line_support import join, room_sale, set_rate
 from tests.e2e.support import ROOT, Client, Part, Up
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+pytestmark = pytest.mark.browser
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -46,6 +46,7 @@ def shop(stack: Up, pages: str, tmp_path: Path) -> Iterator[Client]:
 
 @pytest.fixture
 def page() -> Iterator[Page]:
+    assert CHROMIUM, "there is no chromium on PATH: apt-get install chromium"
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         found = browser.new_page()
