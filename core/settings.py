@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 from core.errors import ConfigInvalid
 from core.ids import MAX_SHARDS
 from core.rates import parse_rates
-from core.urls import check_url
+from core.urls import check_store_url, check_url
 
 PREFIX = "RUSHGATE_"
 
@@ -53,7 +53,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     tls_key: Annotated[str, Meta(description="File with the key of `RUSHGATE_TLS_CERT` (PEM, no password).")] = ""
     trusted_proxies: Annotated[tuple[str, ...], Meta(max_length=256, description="Addresses and networks of the proxies whose `X-Forwarded-For` is believed, separated by commas: `10.0.0.0/8,::1`.")] = ()  # fmt: skip # noqa: E501
     max_connections: Annotated[int, Meta(ge=16, le=1_000_000, description="Connections of clients that a gateway process holds; beyond it 503 `too_many_connections`.")] = 10_000  # fmt: skip # noqa: E501
-    address_connections: Annotated[int, Meta(ge=0, le=1_000_000, description="Connections of one address that a gateway process holds. 0: no limit of their own; set it only where no proxy stands in front.")] = 0  # fmt: skip # noqa: E501
+    address_connections: Annotated[int, Meta(ge=0, le=1_000_000, description="Connections of one address (of IPv6 of a /64) that a gateway process holds. 0: no limit of their own; set it only where no proxy stands in front.")] = 0  # fmt: skip # noqa: E501
     request_timeout_s: Annotated[Seconds, Meta(description="Longest time in which a client must have sent a request, and in which it must begin to take an answer, seconds; then it is cut off.")] = 30.0  # fmt: skip # noqa: E501
     public_url: Annotated[str, Meta(description="Start of the links in answers, e.g. `https://orders.example`. Empty: links are paths.")] = ""  # fmt: skip # noqa: E501
     gateway_workers: Annotated[int, Meta(ge=1, le=64, description="Gateway processes of `rushgate up`.")] = 1
@@ -105,7 +105,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.store_url:
-            check_url(self.store_url, "redis", "rediss", "unix")
+            check_store_url(self.store_url)
         if self.ledger_dsn:
             check_url(self.ledger_dsn, "postgresql", "postgres")
         for url in filter(None, (self.partners_url, self.captcha_url, self.public_url)):

@@ -1,11 +1,16 @@
 """URLs of settings, judged before a library reads them: what that says of a wrong one may hold part of its password."""
 
 import re
+from typing import Any
 from urllib.parse import urlsplit
 
 WRONG = (
     "is no URL of the form scheme://user:password@host:port/…; in a password / ? # [ ] @ must be written as "
     "%2F %3F %23 %5B %5D %40"
+)
+UNKNOWN = (
+    "has a parameter behind its ? that is unknown or has a wrong value; known are those of redis-py's connections, "
+    "such as ssl_ca_certs, ssl_certfile, ssl_keyfile, username, password, db"
 )
 _host = re.compile(r"(?:[A-Za-z0-9._~-]*|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?\])(?::([0-9]{1,5}))?").fullmatch
 
@@ -27,3 +32,20 @@ def check_url(text: str, *schemes: str) -> None:
     # What follows an unwritten / or # in a password ends in the path or the fragment, the @ with it.
     if not known or "@" in parts.path or parts.fragment:
         raise ValueError(WRONG)
+
+
+def check_store_url(text: str) -> None:
+    """Raises ValueError unless redis-py can make a connection of the URL; as check_url."""
+    check_url(text, "redis", "rediss", "unix")
+    if "?" not in text:
+        return
+    # A tenth of a second, which few commands need.
+    from redis.asyncio.connection import Connection, parse_url
+    from redis.exceptions import RedisError
+
+    try:
+        given: dict[str, Any] = dict(parse_url(text))
+        kind = given.pop("connection_class", Connection)
+        kind(**given)
+    except (TypeError, ValueError, RedisError):
+        raise ValueError(UNKNOWN) from None

@@ -52,9 +52,8 @@ class StoreConnection:
             return self._connection
         kwargs: dict[str, Any] = dict(parse_url(self._url))
         kind = kwargs.pop("connection_class", Connection)
-        connection: AbstractConnection = kind(
-            **kwargs, protocol=2, client_name=self._name, socket_timeout=None, retry=None
-        )
+        kwargs |= {"protocol": 2, "client_name": self._name, "socket_timeout": None, "retry": None}
+        connection: AbstractConnection = kind(**kwargs)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await connection.connect()  # type: ignore[no-untyped-call]

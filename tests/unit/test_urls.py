@@ -66,3 +66,23 @@ def test_right_url_is_taken(url: str) -> None:
 )
 def test_right_dsn_is_taken(url: str) -> None:
     assert Settings.from_env({"RUSHGATE_LEDGER_DSN": url}).ledger_dsn == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rediss://user:pw@store.example:6379/0?ssl_ca_certs=/etc/rushgate/ca.pem&socket_timeout=1",
+        "redis://host?db=1&client_name=x&protocol=3",
+        "unix:///run/valkey.sock?db=2",
+    ],
+)
+def test_right_store_url_with_parameters_is_taken(url: str) -> None:
+    assert Settings.from_env({"RUSHGATE_STORE_URL": url}).store_url == url
+
+
+@pytest.mark.parametrize("query", ["sslrootcert=/etc/ca.pem", "db=one", "socket_timeout=soon", "ssl_ca_certs=/ca.pem"])
+def test_store_url_with_a_parameter_that_nobody_knows_is_told(query: str) -> None:
+    """Unjudged, the first connection would end in a TypeError. Those of TLS are known to rediss alone."""
+    with pytest.raises(ConfigInvalid, match=r"RUSHGATE_STORE_URL: has a parameter .* that is unknown") as told:
+        Settings.from_env({"RUSHGATE_STORE_URL": f"redis://user:{SECRET}@host/0?{query}"})
+    assert query not in str(told.value)
