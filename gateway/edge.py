@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gateway.peer import network_of
 from gateway.problems import problem
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Edge:
 
     def enter(self, protocol: "BoundedProtocol") -> bool:
         """Whether the connection may stay; otherwise it has its answer and is closing."""
-        address = protocol.client[0] if protocol.client else ""
+        address = _address_of(protocol)
         too_many = len(self.connections) >= self.most or (
             self.per_address > 0 and self._of_address[address] >= self.per_address
         )
@@ -84,7 +85,7 @@ class Edge:
             return
         self.connections.discard(protocol)
         if self.per_address:
-            address = protocol.client[0] if protocol.client else ""
+            address = _address_of(protocol)
             self._of_address[address] -= 1
             if not self._of_address[address]:
                 del self._of_address[address]
@@ -97,6 +98,11 @@ class Edge:
                     self.cut += 1
                 if n % SLICE == 0:
                     await asyncio.sleep(0)
+
+
+def _address_of(protocol: "BoundedProtocol") -> str:
+    """What counts as one address; "" of a socket without one."""
+    return network_of(protocol.client[0]) if protocol.client else ""
 
 
 def open_files(most: int) -> int:

@@ -15,7 +15,7 @@ from msgspec import Meta
 from starlette.types import Receive, Scope, Send
 
 from core.desk.room import RoomDesk
-from core.errors import Fault, Invalid, Overloaded, Refused
+from core.errors import Fault, Invalid, Overloaded, RateLimited, Refused
 from core.model import BuyerId, DeviceId, Visible
 from core.settings import Settings
 from core.tickets import Ticket, Tickets
@@ -31,6 +31,7 @@ from gateway.line_view import LineView, place_of, show, state_of
 from gateway.peer import Peers
 from gateway.prepare import ChannelNotAllowed
 from gateway.problems import fault, problem
+from gateway.rates import Limiter
 from gateway.replies import JSON, send_problem, time_text, unread
 from lua.connection import SharedConnection
 from lua.room import Joining, Phase
@@ -76,7 +77,7 @@ class Line:
 
     def __init__(
         self, settings: Settings, access: Access, catalogue: Catalogue, desk: RoomDesk, store: SharedConnection,
-        pressed: Callable[[], bool], stopping: Callable[[], bool],
+        limiter: Limiter, pressed: Callable[[], bool], stopping: Callable[[], bool],
     ) -> None:  # fmt: skip
         """`store`: a connection of the rooms' own. `pressed`: whether more waits behind this gateway than should;
         `stopping`: whether it stops; then nobody is kept waiting."""
@@ -85,6 +86,7 @@ class Line:
         self._catalogue = catalogue
         self._desk = desk
         self._store = store
+        self._limiter = limiter
         self._pressed = pressed
         self._stopping = stopping
         self._ttl_s = settings.ticket_ttl_s
@@ -110,6 +112,9 @@ class Line:
         except Overloaded as exc:
             retry_after = b"%d" % exc.retry_after_s if exc.retry_after_s else self._retry_after
             return await send_problem(send, fault(exc), retry_after, unread(scope))
+        except RateLimited as exc:
+            retry_after = b"%d" % exc.retry_after_s
+            return await send_problem(send, fault(exc), retry_after, [*unread(scope), *exc.headers])
         except Fault as exc:
             return await send_problem(send, fault(exc), self._retry_after, unread(scope))
         except Gone:
@@ -147,6 +152,7 @@ class Line:
                 raise Invalid("is for guests, who have no channel's key", "guest_key")
             buyer_id, channel = asked.buyer_id, who.channel
             self.allow(sale, who, buyer_id, None)
+            await self._limiter.join(sale, channel, buyer_id, "", asked.device_id or "")
         room = self._room(sale)
         if (await room.ready()).phase is Phase.CLOSED:
             raise Closed(f"campaign {campaign} is closed")
@@ -204,6 +210,7 @@ class Line:
         peer = scope["client"][0] if scope.get("client") else ""
         address = self._peers.of(peer, forwarded_of(scope["headers"]))
         self.allow(sale, Caller(spec.channel), buyer_id, address)
+        await self._limiter.join(sale, spec.channel, buyer_id, address, asked.device_id or "")
         if spec.pow_bits:
             self.proofs.judge(sale.campaign, buyer_id, asked.challenge, asked.solution, int(time.time() * 1000))
         if spec.captcha:

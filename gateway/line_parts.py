@@ -12,6 +12,7 @@ from gateway.intake import Intake
 from gateway.line import Line
 from gateway.line_calls import LineCalls
 from gateway.pressure import Pressure
+from gateway.rates import Limiter
 from lua.connection import SharedConnection
 
 BUSY = 0.2  # of a mark of the backlog, or of the queue: a room that finds its rate by itself admits fewer beyond it
@@ -22,11 +23,11 @@ class LineParts:
 
     def __init__(
         self, settings: Settings, access: Access, catalogue: Catalogue, campaigns: CampaignDesk, ledger: Pool,
-        store: SharedConnection, pressed: Callable[[], bool], stopping: Callable[[], bool],
+        store: SharedConnection, limiter: Limiter, pressed: Callable[[], bool], stopping: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._store = store
         desk = RoomDesk(campaigns, store, ledger, settings.shards, settings.ticket_ttl_s)
-        self.line = Line(settings, access, catalogue, desk, store, pressed, stopping)
+        self.line = Line(settings, access, catalogue, desk, store, limiter, pressed, stopping)
         self.calls = LineCalls(settings, access, catalogue, self.line, desk)
 
     async def stop(self) -> None:

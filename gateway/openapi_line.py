@@ -26,7 +26,10 @@ def line_paths() -> Json:
     base = "/v1/campaigns/{campaign}"
     join = operation(
         "Join the line of a waiting room", "200", "LineView", [*CHANNEL, *ANYBODY],
-        problems(*CALLER, "proof_needed", "proof_wrong", *SALE, "closed", *BODY, *ASKING, "captcha_unavailable"),
+        problems(
+            *CALLER, "proof_needed", "proof_wrong", *SALE, "closed", "rate_limited", *BODY, *ASKING,
+            "captcha_unavailable",
+        ),
         [CAMPAIGN], "JoinRequest",
     )  # fmt: skip
     asked = operation(

@@ -1,10 +1,12 @@
 """Where a client is: the address of its connection, or what trusted proxies say of it."""
 
 import ipaddress
+import socket
 from collections.abc import Sequence
 from functools import lru_cache
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+MAPPED = bytes(10) + b"\xff\xff"  # IPv4 in IPv6
 MAX_HOPS = 32  # of a forwarded line that are looked at, from its end
 
 
@@ -41,6 +43,21 @@ class Peers:
             return False
         mapped = getattr(found, "ipv4_mapped", None)  # ::ffff:10.0.0.1, as a socket for both families tells it
         return any((mapped or found) in network for network in self._trusted)
+
+
+@lru_cache(maxsize=65_536)
+def network_of(address: str) -> str:
+    """What counts as one for limits by address, in one spelling: an IPv4 address; of IPv6 the /64, as so many addresses
+    are given to one household. What is no address is itself."""
+    if ":" not in address:
+        return address
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    except OSError:
+        return address
+    if packed[:12] == MAPPED:  # as a socket for both families tells it
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return socket.inet_ntop(socket.AF_INET6, packed[:8] + bytes(8))
 
 
 def _bare(hop: str) -> str | None:

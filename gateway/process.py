@@ -161,8 +161,9 @@ async def build(settings: Settings) -> AsyncIterator[tuple[Application, Views]]:
     rooms = AdmittedSharedConnection(settings.store_url, level, settings.store_timeout_s, f"{name}-rooms")
     rooms.greet = witness.meet
     lines = LineParts(
-        settings, access, catalogue, desk, ledger, rooms, lambda: busy(intake, pressure), lambda: views.stopping
-    )
+        settings, access, catalogue, desk, ledger, rooms, limiter, lambda: busy(intake, pressure),
+        lambda: views.stopping,
+    )  # fmt: skip
     routes = lifecycle.routes() + views.routes() + admin.routes() + access_admin.routes() + lines.calls.routes()
     everything_else = rest(routes, settings.retry_after_s)
     application = Application(

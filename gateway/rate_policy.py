@@ -1,12 +1,11 @@
 """The limits that hold for a request, the names that it counts for, and what its caller is told of them."""
 
 import math
-import socket
-from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from core.errors import RateLimited
 from core.rates import KINDS, Rate, Rates
+from gateway.peer import network_of
 from lua.rate import Verdict
 from lua.reserve import Ask
 
@@ -65,10 +64,16 @@ class Policy:
             elif kind == "channel":
                 found.append("c:" + channel)
             elif kind == "ip":
-                found.append(address_name(ask.client_ip) if ask.client_ip else "")
+                found.append(ask.client_ip and "i:" + network_of(ask.client_ip))
             else:
                 found.append(ask.device_id and "d:" + ask.device_id)
         return found
+
+    def line_names(self, buyer_id: str, client_ip: str, device_id: str) -> list[str]:
+        """The same of joining a waiting room. The names are others, so that no place costs an order; none is the
+        channel's, whose crowd the room is for."""
+        found = {"buyer": buyer_id, "ip": network_of(client_ip), "device": device_id, "channel": ""}
+        return [f"l{kind[0]}:{found[kind]}" if found[kind] else "" for kind in self.kinds]
 
     def standing(self, verdict: Verdict) -> Standing:
         """What the client is told of the limit that the verdict is about."""
@@ -89,12 +94,3 @@ def window_s(rate: Rate) -> int:
 def quota(rate: Rate) -> int:
     """Requests of one window: never less than the burst."""
     return max(rate.burst, rate.requests * window_s(rate) // rate.per_s)
-
-
-@lru_cache(maxsize=65_536)
-def address_name(client_ip: str) -> str:
-    """The name that an address counts for. Of IPv6 its /64: so many addresses are given to one household."""
-    if ":" not in client_ip:
-        return "i:" + client_ip
-    network = socket.inet_pton(socket.AF_INET6, client_ip)[:8] + bytes(8)
-    return "i:" + socket.inet_ntop(socket.AF_INET6, network)

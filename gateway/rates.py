@@ -15,7 +15,7 @@ from core.errors import Overloaded, StoreUnavailable
 from core.rates import KINDS, Rates, parse_rate
 from gateway.catalogue import Sale
 from gateway.intake import FULL, LATE, TURNS, WAIT_MS, Intake, Waiting
-from gateway.rate_policy import Holder, Policy
+from gateway.rate_policy import Holder, Policy, Stand
 from gateway.watch import StoreWatch
 from lua.connection import Command, StoreConnection
 from lua.keys import rate_keys
@@ -37,10 +37,29 @@ class Channels(Protocol):
         """A channel's own, by kind; the same object until they may have changed."""
 
 
+class Passing:
+    """A request that does not go on into the intake: who awaits it is told that it may go on."""
+
+    __slots__ = ("passed", "sale")
+
+    def __init__(self, sale: Sale, passed: "asyncio.Future[None]") -> None:
+        self.sale = sale
+        self.passed = passed
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+        return self.passed.done()
+
+    def set_exception(self, exc: Exception) -> None:
+        """It may not."""
+        self.passed.set_exception(exc)
+        self.passed.exception()  # a caller that has gone away leaves no "never retrieved" behind
+
+
 class Asking(NamedTuple):
     """A request in the queue."""
 
-    waiting: Waiting
+    waiting: Waiting | Passing
     holder: Holder
     campaign: str
     policy: Policy
@@ -116,14 +135,30 @@ class Limiter:
             return intake.put(waiting)
         if intake.refusal is not None:
             raise Overloaded(*intake.refusal)  # before it counts
+        return self._put(Asking(waiting, holder, sale.campaign, policy, names, self._loop.time()))
+
+    async def join(self, sale: Sale, channel: str, buyer_id: str, client_ip: str, device_id: str) -> None:
+        """Joining the campaign's waiting room is let through; "" = no address, no device.
+
+        Raises: RateLimited; Overloaded: too many wait; StoreUnavailable.
+        """
+        if not self.concerns(sale):
+            return
+        policy = self.policy(sale, channel)
+        names = policy.line_names(buyer_id, client_ip, device_id)
+        if any(names):
+            passed: asyncio.Future[None] = self._loop.create_future()
+            self._put(Asking(Passing(sale, passed), Stand(), sale.campaign, policy, names, self._loop.time()))
+            await passed
+
+    def _put(self, asking: Asking) -> None:
         if len(self._queue) >= self._bound:
             raise Overloaded(FULL)
-        self._queue.append(Asking(waiting, holder, sale.campaign, policy, names, self._loop.time()))
+        self._queue.append(asking)
         sleeper, self._sleeper = self._sleeper, None
         if sleeper is not None and not sleeper.done():
             self._idle.clear()
             sleeper.set_result(None)
-        return None
 
     @property
     def waiting(self) -> int:
@@ -220,19 +255,22 @@ class Limiter:
     def _tell(self, one: Asking, verdict: Verdict) -> None:
         waiting = one.waiting
         if waiting.done():
-            return
+            return None
         if verdict.refused:
             self.limited += 1
             self.on_limited(waiting.sale)
             waiting.set_exception(one.policy.refusal(verdict))
-            return
+            return None
         self.passed += 1
         if verdict.limit:
             one.holder.standing = one.policy.standing(verdict)
+        if isinstance(waiting, Passing):
+            return waiting.passed.set_result(None)
         try:
             self._intake.put(waiting)
         except Overloaded as exc:
             waiting.set_exception(exc)
+        return None
 
     def _fail(self, exc: Exception) -> None:
         """Nobody waits any more: all are told this."""
@@ -248,6 +286,6 @@ def _call(group: list[Asking]) -> Command:
     return pack(rate_keys(group[0].campaign), len(group), columns[: policy.own], columns[policy.own :])
 
 
-def _fail(waiting: Waiting, exc: Exception) -> None:
+def _fail(waiting: Waiting | Passing, exc: Exception) -> None:
     if not waiting.done():
         waiting.set_exception(exc)

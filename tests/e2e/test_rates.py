@@ -14,6 +14,7 @@ import pytest
 
 from ops.embedded import process_ids, status
 from tests.e2e.conftest import own_gateway
+from tests.e2e.line_support import post, room_sale, until_state
 from tests.e2e.support import APP_KEY, WEB_KEY, Client, Part, Reply, Up, Wire, until
 from tests.support import fresh
 
@@ -141,6 +142,26 @@ def test_lines_of_a_batch_are_limited_one_by_one(client: Client) -> None:
     assert [t["http_status"] for t in told] == [202, 202, 429, 202]
     assert (told[2]["code"], told[2]["limit"], told[2]["request_key"]) == ("rate_limited", "buyer", "k2")
     assert 1_790 <= told[2]["retry_after"] <= 1_800
+
+
+def test_guests_of_one_address_join_a_line_so_often_and_their_orders_count_apart(client: Client) -> None:
+    campaign = room_sale(client, room={"rate": 1_000, "channel": "web"}, rates={"ip": "2/h"})
+    replies = [post(client, campaign, "/line", {"guest_key": fresh("guest-key-00000000")}) for _ in range(3)]
+    assert [reply.status for reply in replies] == [200, 200, 429]
+    assert (replies[2].code, replies[2].json["limit"]) == ("rate_limited", "ip")
+    assert int(replies[2].headers["retry-after"]) == replies[2].json["retry_after"] > 1_000
+    assert replies[2].headers["ratelimit-policy"] == '"ip";q=2;w=3600'
+    for joined in replies[:2]:
+        view = until_state(client, campaign, joined.json["line"], "admitted")
+        assert client.order(campaign, joined.json["buyer_id"], "", view["ticket"]).status == 202
+
+
+def test_buyer_joins_a_line_so_often_and_the_channel_as_often_as_it_has_buyers(client: Client) -> None:
+    campaign = room_sale(client, rates={"buyer": "1/h", "ip": "1/h", "device": "1/h"})
+    joins = [("ann", "d1"), ("ann", "d2"), ("bob", "d1"), ("cid", "d3"), ("dan", "d4")]
+    replies = [post(client, campaign, "/line", {"buyer_id": b, "device_id": d}, APP_KEY) for b, d in joins]
+    assert [reply.status for reply in replies] == [200, 429, 429, 200, 200]
+    assert [replies[n].json["limit"] for n in (1, 2)] == ["buyer", "device"]
 
 
 def test_rates_change_while_the_campaign_is_open(pair: tuple[Client, Client]) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from core.errors import ConfigInvalid
 from core.settings import Settings
-from gateway.peer import Peers
+from gateway.peer import Peers, network_of
 
 PROXIES = ("10.0.0.0/8", "2001:db8::/32", "192.0.2.7")
 
@@ -47,3 +47,13 @@ def test_line_without_end_is_read_to_a_bound() -> None:
 def test_setting_names_what_is_no_network() -> None:
     with pytest.raises(ConfigInvalid, match=r"RUSHGATE_TRUSTED_PROXIES.*'proxy1' is no address and no network"):
         Settings.from_env({"RUSHGATE_TRUSTED_PROXIES": "10.0.0.0/8,proxy1"})
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [("10.0.0.1", "10.0.0.1"), ("2001:db8::1", "2001:db8::"), ("2001:db8:0:0:ffff::1", "2001:db8::"),
+     ("2001:db8:0:1::1", "2001:db8:0:1::"), ("::ffff:10.0.0.1", "10.0.0.1"), ("::ffff:a00:2", "10.0.0.2"),
+     ("fe80::1%eth0", "fe80::"), ("", ""), ("a:b", "a:b")],
+)  # fmt: skip
+def test_address_counts_by_itself_and_ipv6_by_its_network(address: str, name: str) -> None:
+    assert network_of(address) == name

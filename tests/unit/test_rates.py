@@ -11,7 +11,7 @@ from core.rates import Rate, Rates, parse_rate, parse_rates
 from core.settings import Settings
 from gateway.catalogue import Sale
 from gateway.intake import Intake
-from gateway.rate_policy import Policy, address_name
+from gateway.rate_policy import Policy
 from gateway.rates import Limiter
 from lua.connection import StoreConnection
 from lua.keys import rate_keys
@@ -71,15 +71,6 @@ def test_refusal_says_when_to_come_again_in_whole_seconds() -> None:
         exc = policy.refusal(Verdict(1, 1, 0, ms))
         assert (exc.retry_after_s, exc.limit, exc.status) == (seconds, "buyer", 429)
         assert exc.headers[0] == (b"ratelimit", b'"buyer";r=0;t=%d' % seconds)
-
-
-@pytest.mark.parametrize(
-    ("ip", "name"),
-    [("10.0.0.1", "i:10.0.0.1"), ("2001:db8::1", "i:2001:db8::"), ("2001:db8:0:0:ffff::1", "i:2001:db8::"),
-     ("2001:db8:0:1::1", "i:2001:db8:0:1::")],
-)  # fmt: skip
-def test_address_counts_by_itself_and_ipv6_by_its_network(ip: str, name: str) -> None:
-    assert address_name(ip) == name
 
 
 class Own:
@@ -145,3 +136,9 @@ def test_names_of_a_request_are_of_unlike_kinds() -> None:
     ask = StoreSale(fresh_name("c"), cast(Any, None), 1).ask("x", ip="x", device="x")
     names = Policy(parse_rates("buyer=1/s,ip=1/s,device=1/s,channel=1/s")).names("x", ask)
     assert names == ["b:x", "i:x", "d:x", "c:x"]
+
+
+def test_joining_a_line_counts_under_names_of_its_own() -> None:
+    policy = Policy(parse_rates("buyer=1/s,ip=1/s,device=1/s,channel=1/s"))
+    assert policy.line_names("x", "2001:db8::1", "x") == ["lb:x", "li:2001:db8::", "ld:x", ""]
+    assert policy.line_names("x", "", "") == ["lb:x", "", "", ""]
