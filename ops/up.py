@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from core.settings import Settings
 from ops.campaign_commands import remedy
-from ops.doctor import missing_keys
+from ops.doctor import NO_ADMIN
 from ops.stack import running
 
 
@@ -51,7 +51,7 @@ async def up(settings: Settings, *, play: bool = False) -> int:
 
 async def _serve(settings: Settings, play: bool) -> None:
     async with running(settings, play=play) as stack:
-        warnings = missing_keys(stack.settings)
+        warnings = _missing_keys(stack.settings)
         if play and not stack.played:
             warnings.append("no partners are played: RUSHGATE_PARTNERS_URL names others")
         warnings += [f"campaign {n} is out of service: {remedy(n, stack.settings)}" for n in stack.missing]
@@ -59,3 +59,11 @@ async def _serve(settings: Settings, play: bool) -> None:
             print(f"rushgate: warning: {words}", file=sys.stderr, flush=True)
         print(stack.ready_line(), flush=True)
         await stack.supervisor.wait()
+
+
+def _missing_keys(settings: Settings) -> list[str]:
+    """What cannot be called for want of a secret, as sentences."""
+    found = [] if settings.admin_token else [NO_ADMIN]
+    if not settings.channel_keys:
+        found.append("RUSHGATE_CHANNEL_KEYS is empty: only channels of `rushgate channel add` can send orders")
+    return found

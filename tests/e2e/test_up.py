@@ -354,7 +354,7 @@ def test_doctor_of_a_sound_stack_finds_nothing_wrong(stack: Up) -> None:
     # Other tests of this stack empty the store under a campaign of theirs, and the reconcile worker says so.
     checks = {c["name"]: c["verdict"] for c in found if c["name"] != "alert" or "store_lost" not in c["words"]}
     kinds = ("ledger", "expiry", "relay", "reconcile")
-    sound = ("versions", "settings", "gateway", "store", "ledger", *(f"{kind} worker" for kind in kinds))
+    sound = ("versions", "settings", "gateway", "store", "channels", "ledger", *(f"{kind} worker" for kind in kinds))
     assert {checks[name] for name in sound} == {"ok"}
     assert "disk" in checks
     assert "wrong" not in checks.values()

@@ -15,7 +15,7 @@ from core.ledger.pool import Pool
 from core.settings import Settings
 from lua.connection import SharedConnection
 from ops.desk import Place
-from ops.doctor import _ledger
+from ops.doctor_ledger import ledger_checks
 from ops.order_display import many
 from ops.outbox_display import print_rows, row_of
 from tests.ledger.relay_support import ids
@@ -92,7 +92,7 @@ def test_one_is_not_many() -> None:
 async def looked(settings: Settings, **values: Any) -> list[tuple[str, str, str]]:
     """What the doctor says of the outbox."""
     names = ("outbox", "partners", "dead letters")
-    checks = await _ledger(Place(settings.with_values(**values)))
+    checks = await ledger_checks(Place(settings.with_values(**values)))
     return [(c.verdict, c.name, c.words) for c in checks if c.name in names or c.name.startswith("to ")]
 
 

@@ -12,7 +12,8 @@ from core.settings import Settings
 from lua.connection import SharedConnection
 from lua.scripts import Scripts
 from ops.desk import Place
-from ops.doctor import _backlog, _ledger
+from ops.doctor_ledger import ledger_checks
+from ops.doctor_store import _backlog
 from tests.ledger.reconcile_support import copied, entry_lost, pay, put_back, relay, repairs, round_of, stock
 from tests.ledger.relay_support import balanced, ids
 from tests.ledger.support import Sale, drain, make_worker
@@ -62,7 +63,7 @@ async def test_bare_hold_of_a_lost_entry_is_put_back_and_still_takes_nothing(
 
 async def told(settings: Settings, name: str) -> list[tuple[str, str]]:
     """What the doctor says of this."""
-    return [(c.verdict, c.words) for c in await _ledger(Place(settings)) if c.name == name]
+    return [(c.verdict, c.words) for c in await ledger_checks(Place(settings)) if c.name == name]
 
 
 async def test_doctor_tells_alerts_and_repairs(
