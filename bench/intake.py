@@ -4,12 +4,16 @@ import asyncio
 import os
 import sys
 import time
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
 
 from bench.environment import cpu_s, pin, shown, spread
 from bench.services import CHANNEL_KEY, Services
+from core.settings import Settings
+from gateway.catalogue import Sale
 from gateway.process import listen
-from loadtest.campaign import request_head
+from loadtest.campaign import orders_path, request_head
 from loadtest.client import Pool
 from loadtest.exchange import Answer, Target
 
@@ -18,8 +22,21 @@ ORDERS = 60_000  # a round
 ROUNDS = 5
 
 
-async def measure(services: Services) -> dict[str, Any]:
-    """Accepted/s and latency of a closed loop, and CPU per order of gateway and store, by connections."""
+class Gateway(NamedTuple):
+    """A gateway process on the first core, beside the store; the generator, this process, has the other."""
+
+    pid: int
+    store_pid: int
+    target: Target
+
+    def cpu_s(self) -> tuple[float, float]:
+        """Of gateway and store."""
+        return cpu_s(self.pid), cpu_s(self.store_pid)
+
+
+@asynccontextmanager
+async def gateway_beside_store(services: Services, settings: Settings) -> AsyncIterator[Gateway]:
+    """It runs, and nothing of it afterwards."""
     store_pid = services.store_process.pid
     assert store_pid is not None
     pin(store_pid, [0])
@@ -27,28 +44,30 @@ async def measure(services: Services) -> dict[str, Any]:
     sock = listen("127.0.0.1", 0, reuse_port=False)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "ops.cli", "gateway", "--fd", str(sock.fileno()),
-        env={**os.environ, **services.settings.to_env()}, pass_fds=[sock.fileno()],
+        env={**os.environ, **settings.to_env()}, pass_fds=[sock.fileno()],
     )  # fmt: skip
     os.sched_setaffinity(process.pid, [0])
-    target = Target.from_url(f"http://127.0.0.1:{sock.getsockname()[1]}", True)
-    found: dict[int, list[dict[str, float]]] = {c: [] for c in CONNECTIONS}
     try:
-        for n in range(ROUNDS):
-            for connections in CONNECTIONS:
-                name = f"http-{n}-{connections}"
-                sale = await services.open_sale(name)
-                await _round(target, name, connections, 2_000, "w")
-                before = cpu_s(process.pid), cpu_s(store_pid)
-                result = await _round(target, name, connections, ORDERS, "m")
-                result["gateway_us"] = (cpu_s(process.pid) - before[0]) / ORDERS * 1e6
-                result["store_us"] = (cpu_s(store_pid) - before[1]) / ORDERS * 1e6
-                found[connections].append(result)
-                await services.store.exchange([("DEL", sale.keys[0].intake, sale.keys[0].requests, sale.keys[0].holds)])
+        yield Gateway(process.pid, store_pid, Target.from_url(f"http://127.0.0.1:{sock.getsockname()[1]}", True))
     finally:
         process.terminate()
         await process.wait()
         sock.close()
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
+async def measure(services: Services) -> dict[str, Any]:
+    """Accepted/s and latency of a closed loop, and CPU per order of gateway and store, by connections."""
+    found: dict[int, list[dict[str, float]]] = {c: [] for c in CONNECTIONS}
+    async with gateway_beside_store(services, services.settings) as gateway:
+        for n in range(ROUNDS):
+            for connections in CONNECTIONS:
+                name = f"http-{n}-{connections}"
+                sale = await services.open_sale(name)
+                head = request_head("POST", orders_path(name), gateway.target, CHANNEL_KEY)
+                await closed_loop(gateway, connections, 2_000, plain(head, "w"))
+                found[connections].append(await closed_loop(gateway, connections, ORDERS, plain(head, "m")))
+                await drop(services, sale)
     print(f"\naccepted orders over HTTP, fsync, {ORDERS:,} orders a round, a new buyer and key each")
     for c, rounds in found.items():
         print(f"  {c:>3} connections  {shown([r['accepted_per_s'] for r in rounds], 'accepted/s')}")
@@ -61,10 +80,41 @@ async def measure(services: Services) -> dict[str, Any]:
     return {"intake": {str(c): {k: spread([r[k] for r in rounds]) for k in rounds[0]} for c, rounds in found.items()}}
 
 
-async def _round(target: Target, campaign: str, connections: int, orders: int, mark: str) -> dict[str, float]:
-    """A closed loop: each connection has its next request as soon as it has an answer."""
+async def drop(services: Services, sale: Sale) -> None:
+    """Its orders are gone from the store: the next campaign finds it as empty."""
+    await services.store.exchange([("DEL", sale.keys[0].intake, sale.keys[0].requests, sale.keys[0].holds)])
+
+
+def body_of(mark: str, n: int) -> bytes:
+    """The n-th order of a series: another buyer, address and device each."""
+    return (
+        f'{{"buyer_id":"{mark}{n:08d}","items":[{{"sku":"phone-red","quantity":1}}],'
+        f'"client_ip":"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}","device_id":"{mark}-device-{n:08d}"}}'
+    ).encode()
+
+
+def key_of(mark: str, n: int) -> str:
+    """Its request key."""
+    return f"{mark}-{n:08d}"
+
+
+def plain(head: bytes, mark: str) -> Callable[[int], bytes]:
+    """The n-th request, behind a head that all share."""
+
+    def wire(n: int) -> bytes:
+        body = body_of(mark, n)
+        return head + b"Idempotency-Key: %b\r\nContent-Length: %d\r\n\r\n%b" % (
+            key_of(mark, n).encode(), len(body), body,
+        )  # fmt: skip
+
+    return wire
+
+
+async def closed_loop(
+    gateway: Gateway, connections: int, orders: int, wire: Callable[[int], bytes]
+) -> dict[str, float]:  # fmt: skip
+    """Each connection has its next request as soon as it has an answer. All must be accepted."""
     loop = asyncio.get_running_loop()
-    head = request_head("POST", f"/v1/campaigns/{campaign}/orders", target, CHANNEL_KEY)
     done = loop.create_future()
     sent_s: dict[int, float] = {}
     took_s: list[float] = []
@@ -84,22 +134,17 @@ async def _round(target: Target, campaign: str, connections: int, orders: int, m
         nonlocal following
         n = following
         following += 1
-        body = (
-            f'{{"buyer_id":"{mark}{n:08d}","items":[{{"sku":"phone-red","quantity":1}}],'
-            f'"client_ip":"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}","device_id":"{mark}-device-{n:08d}"}}'
-        ).encode()
+        request = wire(n)
         sent_s[n] = time.perf_counter()
-        pool.submit(
-            n, head + b"Idempotency-Key: %b-%08d\r\nContent-Length: %d\r\n\r\n%b" % (mark.encode(), n, len(body), body)
-        )
+        pool.submit(n, request)
 
-    pool = Pool(target, connections, 30.0, on_done)
+    pool = Pool(gateway.target, connections, 30.0, on_done)
     await pool.warm()
-    began_s = time.perf_counter()
+    before, began_s = gateway.cpu_s(), time.perf_counter()
     for _ in range(min(connections, orders)):
         submit()
     await asyncio.wait_for(done, 120)
-    elapsed_s = time.perf_counter() - began_s
+    elapsed_s, after = time.perf_counter() - began_s, gateway.cpu_s()
     await pool.close()
     assert accepted == orders, f"{accepted} of {orders} accepted"
     took_s.sort()
@@ -107,4 +152,6 @@ async def _round(target: Target, campaign: str, connections: int, orders: int, m
         "accepted_per_s": orders / elapsed_s,
         "p50_ms": took_s[orders // 2] * 1000,
         "p99_ms": took_s[orders * 99 // 100] * 1000,
+        "gateway_us": (after[0] - before[0]) / orders * 1e6,
+        "store_us": (after[1] - before[1]) / orders * 1e6,
     }

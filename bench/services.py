@@ -3,14 +3,16 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
+
+import msgspec
 
 from core.desk.campaigns import CampaignDesk
 from core.ids import IdSource, campaign_tag
 from core.ledger.migrate import migrate
-from core.model import CampaignSpec, Limits, SkuSpec
+from core.model import CampaignSpec, Limits, RateLimits, SkuSpec
 from core.settings import Settings
 from core.wire import Held, encode, fingerprint, request_field
 from gateway.catalogue import Sale
@@ -35,9 +37,9 @@ class Services(NamedTuple):
     store: SharedConnection
     desk: CampaignDesk
 
-    async def open_sale(self, name: str) -> Sale:
+    async def open_sale(self, name: str, rates: Mapping[str, str] | None = None) -> Sale:
         """A campaign with limits and one SKU, open."""
-        spec = campaign_spec()
+        spec = msgspec.structs.replace(campaign_spec(), rates=RateLimits(**rates or {}))
         await self.desk.put(name, spec)
         await self.desk.open(name)
         return Sale(name, 1, 1, spec, self.settings.shards)
