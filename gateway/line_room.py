@@ -27,6 +27,7 @@ LOOK_S = 0.25
 STOCK_LOOKS = 2  # looks from one look at the stock to the next
 IDLE_S = 120.0  # after so long without a question nobody looks any more; the room waits in the store
 PACE_S = 10.0  # over so long the paces are measured
+PACE_SAMPLES = 8  # at least
 MAX_QUEUE = 20_000  # buyers who are about to join
 WOKEN, WAKE_S = 250, 0.01  # of those who wait for the opening, so many wake at once; and the pause after it
 FAR = 1 << 62  # the place of those who have none yet
@@ -61,6 +62,7 @@ class LiveRoom:
         self._pressed = pressed
         self._stopping = stopping
         self._samples: deque[Sample] = deque(maxlen=int(PACE_S / LOOK_S))
+        self._paced: deque[Sample] = deque(maxlen=int(PACE_S / LOOK_S))  # while nothing but the rate held buyers back
         self._reach: Reach | None = None
         self._taken = 0
         self._known = False  # whether the stock was ever seen
@@ -81,6 +83,7 @@ class LiveRoom:
         if self._reader is None or self._reader.done():
             self._reader = self._start(self._keep_looking())
             self.standing = None  # what was known is of long ago
+            self._samples.clear()
         if self.standing is None:
             if self._first is None or self._first.done():
                 self._first = self._start(self._look_first())
@@ -108,11 +111,11 @@ class LiveRoom:
     @property
     def pace(self) -> Pace:
         """What was measured over the last seconds."""
-        if len(self._samples) < 8:
-            return Pace(0.0, 0.0)
-        first, last = self._samples[0], self._samples[-1]
-        passed_s = max(0.1, last.at_s - first.at_s)
-        return Pace((last.admitted - first.admitted) / passed_s, max(0, last.taken - first.taken) / passed_s)
+        admitted, taken = _ends(self._paced), _ends(self._samples)
+        return Pace(
+            (admitted[1].admitted - admitted[0].admitted) / (admitted[1].at_s - admitted[0].at_s) if admitted else 0.0,
+            max(0, taken[1].taken - taken[0].taken) / (taken[1].at_s - taken[0].at_s) if taken else 0.0,
+        )
 
     @property
     def waiting(self) -> int:
@@ -215,8 +218,12 @@ class LiveRoom:
     def _see(self, now: Standing) -> None:
         before, self.standing = self.standing, now
         now_s = self._loop.time()
+        if _held_up(before, now) or not self._sells:
+            self._paced.clear()
         if not self._samples or now_s - self._samples[-1].at_s >= LOOK_S:
-            self._samples.append(Sample(now_s, now.admitted, self._taken))
+            sample = Sample(now_s, now.admitted, self._taken)
+            self._samples.append(sample)
+            self._paced.append(sample)
         if before is None or (before.phase, before.early) != (now.phase, now.early):
             self._wake_all()
         while self._heap and self._heap[0][0] <= now.admitted:
@@ -307,6 +314,19 @@ class LiveRoom:
     def _wake(future: "asyncio.Future[None]") -> None:
         if not future.done():
             future.set_result(None)
+
+
+def _held_up(before: Standing | None, now: Standing) -> bool:
+    """Whether something else than the rate as it is held buyers back since the look before: a pace that was measured
+    meanwhile says nothing about how long a line will take."""
+    if before is None or before.phase != now.phase or now.joined <= now.admitted or before.holes != now.holes:
+        return True
+    return before.mode != now.mode or (now.mode == "fixed" and before.rate != now.rate)
+
+
+def _ends(samples: deque[Sample]) -> tuple[Sample, Sample] | None:
+    """The first and the last of enough samples to tell a pace by."""
+    return (samples[0], samples[-1]) if len(samples) >= PACE_SAMPLES else None
 
 
 def count(replies: list[Reply]) -> tuple[int, int, int, int]:

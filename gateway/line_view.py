@@ -110,7 +110,7 @@ def show(now: Standing, stock: Stock, pace: Pace, number: int, crowding: float =
     """How a number stands, without its ticket. `crowding`: how many times longer than else the pauses should be."""
     state = state_of(now, stock, number)
     at = place_of(now, number) if state != "before" else None
-    ahead = max(0, at - now.admitted - 1) if at is not None and state == "waiting" else None
+    ahead = now.buyers(now.admitted + 1, at - 1) if at is not None and state == "waiting" else None
     wait_s = estimate_s(now, stock, pace, ahead) if ahead is not None else None
     pause_s = poll_after_s(now, state, wait_s)
     if pause_s is not None and state != "before":

@@ -4,6 +4,8 @@
 -- Places are numbers, 1, 2, 3 ... in the order of joining. Those who joined before the opening are drawn by lot: the first
 -- call after the opening fixes the seed of the draw and how many take part, and nobody knows the seed before.
 --
+-- Numbers that were skipped (room_put.lua) cost the line no time: they are passed at once when it has come to them.
+--
 -- Guarantee  G26 no two buyers of a room have one number, a buyer who joins again has the same one; of those who wait no
 --            more are admitted than the rate allows, in the order of their places. STALE and LOST write nothing.
 -- Cost       O(buyers), at most 9 commands, one round trip.
@@ -11,7 +13,7 @@
 --
 -- KEYS[1] meta  hash  the campaign on its first shard: state, opens_ms, closes_ms, version
 -- KEYS[2] room  hash  id, life, mode, rate, set (which setting of the rate it is), joined, admitted, lapsed, credit,
---                     ticked_us, turn_ms, pressed_ms, seed, early, marks
+--                     ticked_us, turn_ms, pressed_ms, seed, early, marks, holes
 -- KEYS[3] line  hash  digest of a buyer (12 bytes) -> number
 --
 -- ARGV[1] id       text  of the room that the caller knows
@@ -23,7 +25,7 @@
 -- ARGV[6] seed     text  drawn by the caller for this call
 -- ARGV[7...]       pairs of a digest, and a number that it may be given a new one for, 0 = none; 0 to 500 pairs
 --
--- Returns {code, now_ms, version, phase, opens_ms, joined, admitted, lapsed, early, seed, mode, rate, turn, marks, numbers}
+-- Returns {code, now_ms, version, phase, opens_ms, joined, admitted, lapsed, early, seed, mode, rate, turn, marks, holes, numbers}
 --   0 READY  all follows
 --   1 STALE  no such room here, or it is not known whether this server has all of it: nothing else is meant
 --   2 LOST   no campaign here: nothing else is meant
@@ -33,6 +35,8 @@
 --   rate      text, places a second
 --   turn      1 = this caller has the turn to write the room into the ledger, once a second
 --   marks     flat list of ms, admitted: who was admitted beyond the mark before may order until ms
+--   holes     flat list of from, to: the numbers above from up to to were skipped, and nobody was told one of them, unless
+--             the server has lost a part
 --   numbers   one a pair, 0 = the line is full
 local meta, room, line = KEYS[1], KEYS[2], KEYS[3]
 local id, life, ttl_ms, pressed = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[5] == '1'
@@ -47,12 +51,13 @@ local most_buyers, kept_ms = 2000000, 604800000
 local m = redis.call('HMGET', meta, 'epoch', 'state', 'opens_ms', 'closes_ms', 'version')
 if not m[1] then return { LOST } end
 local r = redis.call('HMGET', room, 'id', 'life', 'mode', 'rate', 'joined', 'admitted', 'lapsed', 'credit', 'ticked_us',
-  'turn_ms', 'pressed_ms', 'seed', 'early', 'marks')
+  'turn_ms', 'pressed_ms', 'seed', 'early', 'marks', 'holes')
 if r[1] ~= id or r[2] ~= life then return { STALE } end
 local mode, rate = r[3], tonumber(r[4])
 local joined, admitted, lapsed, credit = tonumber(r[5]), tonumber(r[6]), tonumber(r[7]), tonumber(r[8])
 local turn_ms, pressed_ms, seed, early = tonumber(r[10]), tonumber(r[11]), r[12], tonumber(r[13])
 local marks = cmsgpack.unpack(r[14])
+local holes = r[15] and cmsgpack.unpack(r[15]) or {}
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
@@ -91,13 +96,28 @@ if not looks and (passed_us >= step_us or passed_us < 0) then
     table.remove(marks, 1)
     table.remove(marks, 1)
   end
-  if phase == open and sells then
+  -- A rate of 0 admits nobody, not even for what was saved up before.
+  if phase == open and sells and rate > 0 then
     credit = credit + rate * passed_us / 1000000
-    local more = math.min(math.floor(credit), math.max(0, joined - admitted))
+    local places, reach = math.floor(credit), admitted
+    credit = credit - places
+    while reach < joined do
+      if holes[1] and reach >= holes[1] then
+        reach = math.max(reach, holes[2])
+        table.remove(holes, 1)
+        table.remove(holes, 1)
+        set('holes', cmsgpack.pack(holes))
+      elseif places > 0 then
+        local step = math.min(places, (holes[1] or joined) - reach)
+        places, reach = places - step, reach + step
+      else
+        break
+      end
+    end
     -- Of a line that is empty nothing is saved up but one place.
-    credit = math.min(credit - more, 1)
-    if more > 0 then
-      admitted = admitted + more
+    credit = math.min(credit + places, 1)
+    if reach > admitted then
+      admitted = reach
       -- Few marks for any rate: who is admitted in the same 32nd of the time has it until the same moment.
       local until_ms = (math.floor(now_ms * 32 / ttl_ms) + 1) * ttl_ms / 32 + ttl_ms
       until_ms = math.ceil(until_ms)
@@ -154,4 +174,4 @@ if turn == 1 and phase < closed then
   redis.call('PEXPIREAT', line, until_ms)
 end
 return { READY, now_ms, tonumber(m[5]), phase, tonumber(m[3]), joined, admitted, lapsed, early, seed, mode,
-  string.format('%.6g', rate), turn, marks, numbers }
+  string.format('%.6g', rate), turn, marks, holes, numbers }

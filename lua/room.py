@@ -51,6 +51,15 @@ class Standing(NamedTuple):
     rate: float
     turn: bool  # this reply gives its reader the turn to write the room into the ledger
     marks: tuple[int, ...]  # ms, admitted, ms, admitted: until when, by the store's clock, who was admitted may order
+    holes: tuple[int, ...] = ()  # from, to: numbers above from up to to that were skipped; a line passes them at once
+
+    def buyers(self, first: int, last: int) -> int:
+        """How many of the places from `first` to `last` are somebody's."""
+        skipped = sum(
+            max(0, min(last, to) - max(first - 1, after))
+            for after, to in zip(self.holes[::2], self.holes[1::2], strict=True)
+        )
+        return max(0, last - first + 1 - skipped)
 
     def until_ms(self, place: int) -> int:
         """Until when the buyer at an admitted place may order; 0 if not, or not any more."""
@@ -107,12 +116,11 @@ class Rooms:
         code = RoomCode(reply[0])
         if code is not RoomCode.READY:
             return code, None, []
-        _, now_ms, version, phase, opens_ms, joined, admitted, lapsed, early, seed_, mode, rate, turn, marks, told = (
-            reply
-        )
+        _, now_ms, version, phase, opens_ms, joined, admitted, lapsed, early, seed_, mode, rate = reply[:12]
+        turn, marks, holes, told = reply[12:]
         standing = Standing(
             now_ms, version, Phase(phase), opens_ms, joined, admitted, lapsed, early, seed_.decode(), mode.decode(),
-            float(rate), bool(turn), tuple(marks),
+            float(rate), bool(turn), tuple(marks), tuple(holes),
         )  # fmt: skip
         return code, standing, told
 

@@ -2,7 +2,9 @@
 -- room_put: a waiting room is here as the ledger has it, and its rate is the operator's newest.
 --
 -- The ledger's counters run ahead of the store's. So of a server that may have lost a part, no number is given twice and
--- nobody who was admitted waits again; some numbers are nobody's.
+-- nobody who was admitted waits again. The numbers between are skipped: nobody's, unless the server did lose a part, and
+-- known as holes, so that no line waits for them. (Not of a room that is wholly lost, nor before the draw, which they are
+-- in: there they are admitted like others.)
 --
 -- Guarantee  G27 a room that is lost, wholly or in part, goes on with the places that buyers have.
 -- Cost       O(1), at most 4 commands, one round trip.
@@ -29,8 +31,9 @@ local room, line = KEYS[1], KEYS[2]
 local id, life = ARGV[1], ARGV[2]
 
 local DONE = 0
+local most_holes = 32                               -- 16 of them; a line passes them sooner than a store starts so often
 
-local r = redis.call('HMGET', room, 'id', 'life', 'set', 'joined', 'admitted', 'lapsed', 'seed', 'marks')
+local r = redis.call('HMGET', room, 'id', 'life', 'set', 'joined', 'admitted', 'lapsed', 'seed', 'marks', 'early', 'holes')
 local here = r[1] == id
 local changed = { 'id', id, 'life', life }
 local function set(field, value)
@@ -46,6 +49,13 @@ if not here or r[2] ~= life then
   local function greater(field, mine, its)
     set(field, string.format('%.0f', math.max(here and tonumber(mine) or 0, tonumber(its))))
   end
+  local early = tonumber(ARGV[9] ~= '' and ARGV[10] or r[9] or -1)
+  local mine, its = tonumber(r[4] or 0), tonumber(ARGV[6])
+  local holes = here and r[10] and cmsgpack.unpack(r[10]) or {}
+  if here and its > mine and early >= 0 and early <= mine and #holes < most_holes then
+    holes[#holes + 1], holes[#holes + 2] = mine, its
+  end
+  set('holes', cmsgpack.pack(holes))
   greater('joined', r[4], ARGV[6])
   greater('admitted', r[5], ARGV[7])
   greater('lapsed', r[6], ARGV[8])

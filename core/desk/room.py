@@ -151,7 +151,7 @@ def view(campaign: str, now: Standing) -> RoomView:
         rate=now.rate,
         joined=now.joined,
         admitted=now.admitted,
-        waiting=max(0, now.joined - now.admitted),
+        waiting=now.buyers(now.admitted + 1, now.joined),
         lapsed=now.lapsed,
         drawn=None if now.early < 0 else now.early,
         seed=now.seed,

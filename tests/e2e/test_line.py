@@ -112,6 +112,28 @@ def test_admission_keeps_to_the_rate_and_stops_and_goes_on(client: Client) -> No
     assert room(client, campaign)["admitted"] - stopped["admitted"] <= 1
 
 
+def test_estimate_is_of_the_rate_that_a_line_has_and_not_of_the_quiet_before_it(
+    pair: tuple[Client, Client],
+) -> None:
+    client = pair[0]  # one gateway, and what it has measured it tells
+    campaign = room_sale(client, room={"rate": 10})
+    first = join(client, campaign, "b0")["line"]
+    until_state(client, campaign, first, "admitted")
+    quiet_s = time.monotonic() + 3.0
+    until(lambda: ask(client, campaign, first)["admitted"] and time.monotonic() > quiet_s, every_s=0.2)
+    lines = [join(client, campaign, f"b{n}")["line"] for n in range(1, 61)]
+    started_s = time.monotonic()
+    until(lambda: ask(client, campaign, lines[0])["admitted"])
+    found = []
+    while time.monotonic() < started_s + 1.0:
+        view = ask(client, campaign, lines[-1])
+        found.append(view["estimate_s"] * 10 / (view["ahead"] + 1))
+    assert min(found) > 0.5
+    assert max(found) < 2.0  # times what it will take
+    set_rate(client, campaign, mode="fixed", rate=0)
+    until(lambda: ask(client, campaign, lines[-1])["estimate_s"] is None, timeout_s=2.0)
+
+
 def test_question_that_waits_is_answered_when_the_place_is_admitted(client: Client) -> None:
     campaign = room_sale(client, room={"rate": 0})
     line = join(client, campaign, "b")["line"]

@@ -130,6 +130,20 @@ async def test_number_is_given_anew_once_and_only_for_the_one_that_was_named(roo
     assert (await room.call([Joining(buyer(1), 3), Joining(buyer(1), 3)]))[1] == [4, 4]
 
 
+async def test_rate_of_zero_admits_nobody_not_even_for_what_was_saved_up(room: Room) -> None:
+    await room.put(rate=5.0, setting=2)
+    await room.call()
+    await room.passes(1_000)
+    assert (await room.call())[0].admitted == 0  # nobody is there, and one place is saved up
+    await room.put(rate=0.0, setting=3)
+    await room.join(1, 2)
+    await room.passes(1_000)
+    assert (await room.call())[0].admitted == 0
+    await room.put(rate=1.0, setting=4)
+    await room.passes(1_000)
+    assert (await room.call())[0].admitted == 2  # control: the saved one and one of the second
+
+
 async def test_draw_is_fixed_at_the_opening_and_not_before(room: Room) -> None:
     await room.window(opens_in_ms=60_000)
     assert await room.join(1, 2, 3) == [1, 2, 3]
@@ -253,6 +267,53 @@ async def test_room_of_another_life_or_id_is_stale_and_goes_on_where_the_ledger_
     assert (standing.admitted, standing.lapsed, standing.early, standing.seed) == (30, 10, 7, "drawn")
     assert standing.until_ms(30) > standing.now_ms
     assert standing.until_ms(10) == 0
+
+
+async def restarted(room: Room, joined: int) -> None:
+    """The server is another one, and the ledger was ahead of it."""
+    await room.set("life", "run-0")
+    await room.put(joined=joined)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_line_does_not_wait_for_numbers_that_were_skipped(room: Room, known: bool) -> None:
+    """Control: as numbers like others they cost the line their time, a minute here."""
+    await room.put(rate=10.0, setting=2)
+    assert await room.join(1, 2, 3, 4) == [1, 2, 3, 4]
+    await restarted(room, 600)
+    assert await room.join(5, 6) == [601, 602]
+    now, _ = await room.call(sells=None)
+    assert (now.holes, now.buyers(1, 602), now.buyers(1, 600), now.buyers(3, 700)) == ((4, 600), 6, 4, 102)
+    if not known:
+        await tell(room.store, "HDEL", room.keys.room, "holes")
+    admitted, before_ms = now.admitted, now.now_ms
+    await room.passes(500 - 100 * admitted)  # 5 places in all
+    now, _ = await room.call()
+    assert now.now_ms - before_ms < 100
+    assert (now.admitted, now.holes) == ((601, ()) if known else (5, ()))
+
+
+async def test_skipped_numbers_at_the_end_of_the_line_are_passed_and_several_restarts_add_up(room: Room) -> None:
+    await room.put(rate=10.0, setting=2)
+    assert await room.join(1) == [1]
+    await restarted(room, 500)
+    assert await room.join(2) == [501]
+    await restarted(room, 1_000)
+    assert (await room.call(sells=None))[0].holes == (1, 500, 501, 1_000)
+    await room.passes(1_000)
+    now, _ = await room.call()
+    assert (now.admitted, now.holes, now.joined) == (1_000, (), 1_000)
+    assert await room.join(3) == [1_001]
+
+
+async def test_numbers_skipped_before_the_draw_take_part_in_it(room: Room) -> None:
+    await room.window(60_000)
+    assert await room.join(1, 2) == [1, 2]
+    await restarted(room, 500)
+    assert (await room.call())[0].holes == ()
+    await room.window()
+    now, _ = await room.call()
+    assert (now.early, now.holes) == (500, ())
 
 
 async def test_room_that_is_wholly_lost_is_installed_from_the_ledger(room: Room) -> None:
