@@ -74,8 +74,14 @@ METRICS: tuple[Definition, ...] = (
     _gauge(_GATEWAY, "queue_orders", "Orders that wait for their exchange with the store."),
     _gauge(_GATEWAY, "queue_room_orders", "So many may wait, as fast as the store is now; more are refused."),
     _gauge(_GATEWAY, "in_flight_orders", "Orders on their way to the store and back."),
-    _counter(_GATEWAY, "rate_checks", "Orders whose rate limits were looked at: passed, limited.", "result"),
-    _gauge(_GATEWAY, "rate_queue_orders", "Orders that wait for a look at their rate limits, before any other queue."),
+    _counter(
+        _GATEWAY, "rate_checks",
+        "Orders, and joins of waiting rooms, whose rate limits were looked at: passed, limited.", "result",
+    ),
+    _gauge(
+        _GATEWAY, "rate_queue_orders",
+        "Orders and joins that wait for a look at their rate limits, before any other queue.",
+    ),
     _gauge(
         _GATEWAY, "room_joined",
         "Places given in the waiting room of a campaign so far, as this process last saw it. At most 200 campaigns.",
@@ -160,7 +166,7 @@ OF_THE_CLIENT = (  # by the Python process collector of prometheus-client, on Li
 GATHERED = (  # made by whoever gathers
     Definition(
         "rushgate_process_up", "gauge", (),
-        "1 if a process that gives signs of life told its metrics within 1 s; only in the gathered exposition.",
+        "1 if a process told its metrics within 1 s, 0 if it lives or hangs and did not; only where all are gathered.",
         ("gathered",),
     ),
 )  # fmt: skip

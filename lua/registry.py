@@ -93,30 +93,40 @@ _sign_of: msgspec.json.Decoder[Sign] = msgspec.json.Decoder(Sign)
 
 
 async def read_signs(exchange: Exchange) -> tuple[list[Sign], int]:
-    """The living processes, by kind and start, and the store's time in ms. What is long dead is forgotten.
+    """The living processes, by kind and start, and the store's time in ms. Raises StoreUnavailable."""
+    living, _, now_ms = await read_all_signs(exchange)
+    return living, now_ms
 
-    Raises: StoreUnavailable.
+
+async def read_all_signs(exchange: Exchange) -> tuple[list[Sign], list[Sign], int]:
+    """The living processes, those that fell silent within FORGET_MS without a farewell, and the store's time in ms.
+
+    Both by kind and start. What is long dead is forgotten. Raises: StoreUnavailable.
     """
     fields, now = await exchange([("HGETALL", processes_key()), ("TIME",)])
     for reply in (fields, now):
         if isinstance(reply, RedisError):
             raise StoreUnavailable(f"the store answers {type(reply).__name__}: {reply}")
     now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
-    living, old = [], list[bytes]()
+    living, silent, old = list[Sign](), list[Sign](), list[bytes]()
     for name, text in zip(fields[::2], fields[1::2], strict=True):
         try:
             sign = _sign_of.decode(text)
         except msgspec.DecodeError:
             old.append(name)  # no program of ours wrote it
             continue
-        age_ms = now_ms - sign.seen_at
+        # A store whose clock was set back, or that took over from one that went before it, has signs of a time to come:
+        # who lives gives a new one within a second.
+        age_ms = abs(now_ms - sign.seen_at)
         if age_ms > FORGET_MS:
             old.append(name)
-        elif age_ms <= ALIVE_MS:
-            living.append(sign)
+        else:
+            (living if age_ms <= ALIVE_MS else silent).append(sign)
     if old:
         await exchange([("HDEL", processes_key(), *old)])
-    return sorted(living, key=lambda s: (s.kind, s.started_at, s.id)), now_ms
+    for found in (living, silent):
+        found.sort(key=lambda s: (s.kind, s.started_at, s.id))
+    return living, silent, now_ms
 
 
 class SignOfLife:

@@ -23,10 +23,11 @@ UP = GATHERED[0]
 
 
 class Told(NamedTuple):
-    """What one process told; '' = nothing in time."""
+    """What one process told; '' = nothing in time. `gone`: nobody listens at its address any more."""
 
     sign: Sign
     text: str
+    gone: bool = False
 
 
 async def gather(exchange: Exchange) -> bytes:
@@ -41,13 +42,14 @@ async def ask_all(signs: Iterable[Sign]) -> list[Told]:
 
     async def one(sign: Sign) -> Told:
         async with room:
-            return Told(sign, await scrape(sign.metrics))
+            text = await scrape(sign.metrics)
+            return Told(sign, text or "", text is None)
 
     return list(await asyncio.gather(*(one(sign) for sign in signs if sign.metrics)))
 
 
-async def scrape(url: str) -> str:
-    """The exposition at `url`; '' if it cannot be had within DEAD_S, or is none."""
+async def scrape(url: str) -> str | None:
+    """The exposition at `url`; '' if it cannot be had within DEAD_S, or is none; None if connections are refused."""
     parts = urlsplit(url)
     writer: asyncio.StreamWriter | None = None
     try:
@@ -61,6 +63,8 @@ async def scrape(url: str) -> str:
                 answer += part
                 if len(answer) > MAX_BYTES:
                     return ""
+    except ConnectionRefusedError:
+        return None
     except (OSError, TimeoutError, ValueError):  # ValueError: a port that is no number
         return ""
     finally:
@@ -78,7 +82,7 @@ def merged(told: Sequence[Told]) -> bytes:
     heads: dict[str, list[str]] = {}
     up = families.setdefault(UP.name, [])
     heads[UP.name] = [f"# HELP {UP.name} {UP.help}", f"# TYPE {UP.name} {UP.kind}"]
-    for sign, text in told:
+    for sign, text, _ in told:
         labels = f'process="{_escaped(sign.id)}",kind="{_escaped(sign.kind)}"'
         up.append(f"{UP.name}{{{labels}}} {1 if text else 0}")
         name = ""

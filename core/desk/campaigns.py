@@ -90,11 +90,13 @@ class CampaignDesk:
             raise CampaignUnknown(f"no campaign is called {campaign}")
         return int(row["epoch"])
 
-    async def put(self, campaign: str, spec: CampaignSpec) -> Campaign:
+    async def put(self, campaign: str, spec: CampaignSpec, version: int | None = None) -> Campaign:
         """Defined as a draft, or changed: of a campaign that was opened only window, limits, rates, channel shares and
         pay_within_s change.
 
-        Raises: Invalid; Refused if a change is not allowed any more.
+        `version`: the one that the change was made from, None = whichever is there.
+
+        Raises: Invalid; Refused if a change is not allowed any more, or was made from another version.
         """
         await self.deployment()
         if spec.spread > self.shards:
@@ -102,10 +104,12 @@ class CampaignDesk:
         text = msgspec.json.encode(spec).decode()
         first = self._first(campaign)
         limits = msgspec.json.encode(loosest_of(spec)).decode()
-        row = await ask(lambda: self._ledger.fetchrow(query("put_campaign"), first, campaign, text, limits))
+        row = await ask(lambda: self._ledger.fetchrow(query("put_campaign"), first, campaign, text, limits, version))
         if row is not None:
             return await self.show(campaign)
         known = await self.show(campaign)
+        if version is not None and known.version != version:
+            raise _changed(campaign)
         if known.state in ("closed", "recovering"):
             raise _refusal(known)
         old, new = msgspec.structs.asdict(known.spec), msgspec.structs.asdict(spec)
@@ -293,7 +297,7 @@ class CampaignDesk:
         values = (first, known.campaign, known.version, state, text, msgspec.json.encode(loosest).decode())
         version = await ask(lambda: self._ledger.fetchval(query("change_campaign"), *values))
         if version is None:
-            raise Refused(f"campaign {known.campaign} was changed by somebody else just now: look, and try again")
+            raise _changed(known.campaign)
         return Campaign(known.campaign, state, version, known.epoch, spec, loosest)
 
     async def tell_store(self, known: Campaign) -> None:
@@ -354,6 +358,10 @@ def looser(one: Loosest, spec: CampaignSpec) -> Loosest:
 def shares_here(shares: Mapping[str, int], slot: int, spread: int) -> dict[str, int]:
     """The parts of channels' shares that the shard of slot 0 to spread - 1 has: all parts add up to the share."""
     return {channel: portion(units, slot, spread) for channel, units in shares.items()}
+
+
+def _changed(campaign: str) -> Refused:
+    return Refused(f"campaign {campaign} was changed by somebody else meanwhile: look, and try again")
 
 
 def _refusal(known: Campaign) -> Fault:

@@ -85,11 +85,12 @@ class Books:
     async def stock(self, campaigns: list[Listed]) -> Stock:
         """Of those campaigns that have stock in the store. Raises StoreUnavailable."""
         asked: list[tuple[str, int]] = []
-        for one in [c for c in campaigns if c.state in LIVE and c.spec is not None][:LIVE_MAX]:
-            home = self.home(one)
+        live = [c for c in campaigns if c.state in LIVE and c.spec is not None][:LIVE_MAX]
+        # Those of few shards first: so of the most campaigns the units are known.
+        for name, home in sorted(((one.campaign, self.home(one)) for one in live), key=lambda found: len(found[1])):
             if len(asked) + len(home) > SHARDS_MAX:
                 break
-            asked += [(one.campaign, shard) for shard in home]
+            asked += [(name, shard) for shard in home]
         readings = await self._scripts.audit([sale_keys(shard, name) for name, shard in asked]) if asked else []
         found: dict[str, list[tuple[int, Reading]]] = {}
         for (name, shard), reading in zip(asked, readings, strict=True):

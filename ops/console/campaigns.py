@@ -1,6 +1,7 @@
 """Campaigns on the page: what they are, their stock shard by shard, and an operator's buttons."""
 
 import contextlib
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,7 +12,7 @@ from starlette.routing import BaseRoute
 
 from core.desk.campaigns import Campaign
 from core.desk.room import RoomDesk, RoomView
-from core.errors import Fault, LedgerUnavailable, Refused, StoreUnavailable
+from core.errors import Fault, Invalid, LedgerUnavailable, Refused, StoreUnavailable
 from core.model import CampaignSpec, Restock
 from gateway.admin import checked_name
 from gateway.body import decode
@@ -25,6 +26,7 @@ from ops.desk import Desk
 
 decode_spec = msgspec.json.Decoder(CampaignSpec).decode
 decode_restock = msgspec.json.Decoder(Restock).decode
+VERSION = re.compile(r"[0-9]{1,9}").fullmatch
 AUDITS_MAX = 2  # at once: an audit reads all that waits in the intake
 
 
@@ -74,7 +76,11 @@ class Campaigns:
     async def put(self, request: Request, session: Session) -> dict[str, Any]:
         """Defined, or changed as far as its state allows."""
         spec = decode(decode_spec, await body_of(request))
-        return await self._told(await self._desk.campaigns.put(_name(request), spec))
+        version = request.query_params.get("version")
+        if version is not None and not VERSION(version):
+            raise Invalid("must be the number of a version", "version")
+        changed = None if version is None else int(version)
+        return await self._told(await self._desk.campaigns.put(_name(request), spec, changed))
 
     async def restock(self, request: Request, session: Session) -> Any:
         """Units added or withdrawn, once per id."""

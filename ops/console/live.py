@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
+from core.flood import SampledLog
 from core.settings import Settings
 from gateway.replies import encode_json
 from lua.registry import Sign
@@ -13,6 +15,10 @@ from ops.console.books import Books, Ledger, Stock
 from ops.console.picture import picture, point
 from ops.console.rates import Meter, Rates
 from ops.console.source import IDLE_EVERY_S, Source
+
+not_drawn = SampledLog(
+    logging.getLogger("rushgate.console"), logging.ERROR, "no picture can be made", 30.0, with_exception=True
+)
 
 EVERY_S = 1.0
 LEDGER_EVERY_S = 2.0
@@ -54,7 +60,7 @@ class Live:
         self._number = 0
         self._stopping = False
         self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
-        self._newest: dict[str, Any] = {}
+        self._newest = b""  # the picture as an event
 
     async def _stock(self) -> Stock:
         return await self._books.stock(self.ledger.value.campaigns)
@@ -81,17 +87,30 @@ class Live:
 
     async def _sample(self) -> None:
         while True:
-            found = self.now()
-            found["point"] = point(found)
-            self._newest = found
-            self._history.append(found["point"])
-            self._number += 1
-            self._wake()
+            self._take(with_point=True)
             with contextlib.suppress(TimeoutError):
                 if self._pages:
                     await asyncio.sleep(EVERY_S)
                 else:
                     await asyncio.wait_for(self._hurry.wait(), IDLE_EVERY_S)
+
+    def _take(self, with_point: bool) -> None:
+        """The newest picture is what the sources had last; of data that nobody foresaw there is none, and later ones
+        come all the same."""
+        try:
+            found = self.now()
+            if with_point:
+                found["point"] = point(found)
+            event = _event("picture", found)
+        except Exception:
+            if not_drawn.due():
+                not_drawn.write()
+            return
+        self._newest = event
+        if with_point:
+            self._history.append(found["point"])
+        self._number += 1
+        self._wake()
 
     def _wake(self) -> None:
         self._new.set()
@@ -107,9 +126,7 @@ class Live:
         """After an operator's action: ledger and store are asked at once, and every page hears of it."""
         await self.ledger.ask()
         await self.stock.ask()
-        self._newest = self.now()
-        self._number += 1
-        self._wake()
+        self._take(with_point=False)
 
     def _watched(self) -> bool:
         return self._pages > 0
@@ -128,7 +145,7 @@ class Live:
             while not self._stopping and loop.time() < until_s:
                 if told != self._number and self._newest:
                     told = self._number
-                    yield _event("picture", self._newest)
+                    yield self._newest
                 else:
                     new = self._new
                     with contextlib.suppress(TimeoutError):

@@ -148,8 +148,7 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
             ssl_context_factory=None if context is None else lambda *_: context,
             timeout_graceful_shutdown=max(1, int(settings.grace_s) - 2),
         )
-        if context is not None:
-            reload_at_sighup(context, settings)
+        reload_at_sighup(context, settings)
         edge.start()
         logger.info("console serves", extra={"port": sock.getsockname()[1], "pid": os.getpid()})
         await Server(config, live).serve(sockets=[sock])

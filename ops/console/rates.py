@@ -3,7 +3,7 @@
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
@@ -16,6 +16,8 @@ LINE = re.compile(r"^(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)\{(?P<labels>.*)\} (?P<va
 LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 # What the charts tell apart; the table has each outcome under its own name.
 SHOWN = ("accepted", "replayed", "sold_out", "refused", "fault")
+STARTED = "process_start_time_seconds"
+FORGET_S = 60.0  # after so long without it a process is not remembered
 
 
 class NoMetrics(Fault):
@@ -57,6 +59,8 @@ class Meter:
 
     def __init__(self) -> None:
         self._at_s = 0.0
+        self._wall_s = 0.0
+        self._seen_s: dict[str, float] = {}  # process -> when it last told anything
         self._orders: dict[tuple[str, str], float] = {}
         self._buckets: dict[tuple[str, float], float] = {}
 
@@ -72,19 +76,31 @@ class Meter:
         for labels, value in samples(text, LATENCY):
             buckets[labels.get("process", ""), float(labels["le"])] += value
         took_s, first = now_s - self._at_s, not self._at_s
+        # One that missed a scrape is compared with the one before that. What was counted by one that is seen for the
+        # first time, and has been running for long, did not happen since the last scrape.
+        strange = {
+            labels.get("process", "") for labels, began_s in samples(text, STARTED) if began_s < self._wall_s
+        } - self._seen_s.keys()
         by_outcome: dict[str, float] = defaultdict(float)
         grown: dict[float, float] = defaultdict(float)
         if not first:
             for key, value in orders.items():
-                by_outcome[key[1]] += _grown(value, self._orders.get(key)) / took_s
+                by_outcome[key[1]] += 0.0 if key[0] in strange else _grown(value, self._orders.get(key)) / took_s
             for (process, bound), value in buckets.items():
-                grown[bound] += _grown(value, self._buckets.get((process, bound)))
-        self._at_s, self._orders, self._buckets = now_s, dict(orders), dict(buckets)
+                grown[bound] += 0.0 if process in strange else _grown(value, self._buckets.get((process, bound)))
+        self._at_s, self._wall_s = now_s, time.time()
+        self._remember({process for process, _ in orders}, now_s)
+        self._orders = {key: n for key, n in self._orders.items() if key[0] in self._seen_s} | orders
+        self._buckets = {key: n for key, n in self._buckets.items() if key[0] in self._seen_s} | buckets
         return Rates(
             {outcome: round(rate, 2) for outcome, rate in sorted(by_outcome.items())},
             quantile_ms(grown, 0.5),
             quantile_ms(grown, 0.99),
         )
+
+    def _remember(self, processes: Iterable[str], now_s: float) -> None:
+        self._seen_s |= dict.fromkeys(processes, now_s)
+        self._seen_s = {process: at_s for process, at_s in self._seen_s.items() if now_s - at_s <= FORGET_S}
 
 
 def _grown(now: float, before: float | None) -> float:

@@ -70,6 +70,16 @@ async def test_what_is_silent_for_5_s_lives_no_more_and_is_forgotten_after_a_min
     assert sorted(await tell(store, "HKEYS", processes_key())) == [b"silent", b"young"]
 
 
+async def test_sign_of_a_time_to_come_is_of_a_store_that_is_no_more(store: SharedConnection) -> None:
+    now = await tell(store, "TIME")
+    now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+    for name, ahead_ms in (("just ahead", 1_000), ("ahead", ALIVE_MS + 5_000), ("far ahead", FORGET_MS + 5_000)):
+        text = msgspec.json.encode(Sign(id=name, kind="ledger", seen_at=now_ms + ahead_ms))
+        await tell(store, "HSET", processes_key(), name, text)
+    assert [sign.id for sign in await living(store)] == ["just ahead"]
+    assert sorted(await tell(store, "HKEYS", processes_key())) == [b"ahead", b"just ahead"]
+
+
 async def test_process_that_starts_sweeps_what_nobody_reads(services: Services, store: SharedConnection) -> None:
     for n in range(50):
         await tell(

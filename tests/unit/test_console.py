@@ -4,11 +4,13 @@ import asyncio
 import time
 from datetime import UTC, datetime
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from core.desk.orders import TraceStep
-from core.errors import Refused
+from core.errors import Refused, StoreUnavailable
 from core.flows import FLOWS
 from core.seals import Seals
 from core.settings import Settings
@@ -16,6 +18,7 @@ from lua.registry import Sign
 from ops.console.alerts import MISSING, Alert, alerts
 from ops.console.books import Ledger, Stock
 from ops.console.drawing import drawing, layout
+from ops.console.live import Live
 from ops.console.rates import Meter, NoMetrics, group_of, quantile_ms
 from ops.console.sessions import KIND, WRONG_MAX, Guesses, Sessions
 from ops.console.source import Source
@@ -103,6 +106,66 @@ def test_rates_are_of_what_grew_even_over_a_restart(monkeypatch: pytest.MonkeyPa
     assert meter.read(exposition("b", 3, 0, 0)).by_outcome["accepted"] == 3.0  # the same name, begun anew
     with pytest.raises(NoMetrics):
         meter.read("# TYPE rushgate_build_info gauge\n")
+
+
+def test_process_that_missed_a_scrape_does_not_count_all_its_orders_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(time, "time", lambda: 1_000_000 + now_s[0])
+
+    def started(process: str, at_s: float) -> str:
+        return f'process_start_time_seconds{{process="{process}",kind="gateway"}} {at_s}\n'
+
+    meter = Meter()
+    both = exposition("a", 1_000, 0, 10) + exposition("b", 5_000_000, 0, 10_000)
+    meter.read(both + started("a", 999_000) + started("b", 999_000))
+    now_s[0] += 1
+    assert meter.read(exposition("a", 1_001, 0, 10) + started("a", 999_000)).by_outcome["accepted"] == 1.0
+    now_s[0] += 1
+    back = exposition("a", 1_002, 0, 10) + exposition("b", 5_000_020, 0, 10_000)
+    rates = meter.read(back + started("a", 999_000) + started("b", 999_000))
+    assert rates.by_outcome["accepted"] == 21.0
+    assert rates.p99_ms is None  # nor all its answers
+    now_s[0] += 1
+    # One that is seen for the first time: what it counted before is not of this second, unless it began in it.
+    more = back + exposition("c", 70_000, 0, 10) + exposition("d", 7, 0, 0)
+    rates = meter.read(more + started("c", 999_000) + started("d", 1_000_102.5))
+    assert rates.by_outcome["accepted"] == 7.0
+    now_s[0] += 100
+    meter.read(exposition("a", 1_002, 0, 10))
+    assert set(meter._seen_s) == {"a"}  # and nothing is remembered for ever
+
+
+async def test_page_is_fed_on_after_a_picture_that_could_not_be_made() -> None:
+    said = [Sign(id="odd", kind="relay", more={"x": object()})]
+
+    async def signs() -> list[Sign]:
+        return list(said)
+
+    async def away(*_: object) -> Any:
+        raise StoreUnavailable("away")
+
+    live = Live(Settings(), SimpleNamespace(ledger=away, stock=away), away, signs)  # type: ignore[arg-type]
+    live.start()
+    events = live.feed(asyncio.get_running_loop().time() + 30)
+
+    async def until_sound() -> None:
+        while b'"sound"' not in await anext(events):
+            pass
+
+    reader = asyncio.create_task(until_sound())
+    try:
+        await live.signs.ask()
+        for _ in range(3):
+            await live.refresh()
+            await asyncio.sleep(0)
+        said[0] = Sign(id="sound", kind="relay")
+        await live.signs.ask()
+        async with asyncio.timeout(10):
+            await reader
+    finally:
+        reader.cancel()
+        await live.stop()
 
 
 def test_outcomes_are_grouped_by_what_they_are() -> None:

@@ -257,6 +257,35 @@ async def test_gathered_exposition_has_each_metric_once_and_the_dead_as_down() -
     assert set(bucket) == {"process", "kind", "le"}
 
 
+async def test_gathered_shows_a_process_that_hangs_as_down_until_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops.console.gathered, "FRESH_S", -1.0)  # each time anew
+    deaf = socket.create_server(("127.0.0.1", 0))  # takes connections, and nobody reads them
+    deaf_url = f"http://127.0.0.1:{deaf.getsockname()[1]}/metrics"
+    fields: dict[str, tuple[str, int]] = {}
+
+    async def exchange(commands: Sequence[Command]) -> list[Reply]:
+        signs = [Sign(id=name, kind="relay", metrics=url, seen_at=at) for name, (url, at) in fields.items()]
+        return [[text for s in signs for text in (s.id.encode(), msgspec.json.encode(s))], [b"100", b"0"]]
+
+    async def up(gathered: Gathered) -> dict[str, float]:
+        found = samples(await gathered.text())[GATHERED[0].name]
+        return {labels["process"]: value for labels, value in found}
+
+    async with serving() as one:
+        gathered = Gathered(exchange)
+        fields = {
+            "one": (one.url, 100_000),
+            "hangs": (deaf_url, 90_000),
+            "killed": ("http://127.0.0.1:1/metrics", 90_000),
+            "replaced": (one.url, 90_000),  # what was started in its place listens at its address
+        }
+        assert await up(gathered) == {"one": 1, "hangs": 0}
+        del fields["hangs"]  # its sign is forgotten after a minute
+        assert await up(gathered) == {"one": 1, "hangs": 0}
+        deaf.close()
+        assert await up(gathered) == {"one": 1}
+
+
 async def test_gathered_without_the_store_asks_those_it_named_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops.console.gathered, "FRESH_S", -1.0)  # each time anew
     away = True

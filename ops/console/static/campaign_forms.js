@@ -64,12 +64,13 @@ export function change(one, load) {
     work: async (form) => {
       const spec = {
         ...one.definition,
-        opens_at: moment(opens),
-        closes_at: moment(closes),
+        // The fields know no seconds: what was not touched stays as it is.
+        opens_at: opens.value === local(one.opens_at) ? one.opens_at : moment(opens),
+        closes_at: closes.value === local(one.closes_at) ? one.closes_at : moment(closes),
         pay_within_s: Number(form.elements.pay_within_s.value),
         limits: limitsOf(form),
       };
-      await post(`campaigns/${one.campaign}`, spec);
+      await post(`campaigns/${one.campaign}?version=${one.version}`, spec);
       await load();
       return `${one.campaign} is changed.`;
     },

@@ -5,7 +5,10 @@ const address = document.documentElement.dataset.charts;
 let loading = null;
 
 function library() {
-  if (!address) return Promise.reject(new Error("the chart library is not installed (pip install '.[console]' in the project's folder)"));
+  if (!address)
+    return Promise.reject(
+      new Error("the chart library is not installed (pip install '.[console]' in the project's folder)"),
+    );
   loading ??= new Promise((resolve, reject) => {
     const script = h("script", { src: address });
     script.onload = () => resolve(window.Plotly);

@@ -44,7 +44,7 @@ export function ask({ title, body, fields, verb, danger = false, work }) {
     dialog.addEventListener("close", () => {
       dialog.remove();
       if (before && before.isConnected && !before.disabled) before.focus();
-      else document.getElementById("main").focus();
+      else if ([null, document.body].includes(document.activeElement)) document.getElementById("main").focus();
       resolve();
     });
     document.body.append(dialog);

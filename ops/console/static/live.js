@@ -2,10 +2,13 @@
 import { base } from "./api.js";
 
 const KEEP = 300;
+const SILENT_MS = 15000; // without a picture the feed's connection is dead, whatever the browser knows of it
 export const live = { picture: null, points: [], gotAt: 0, connected: false };
 const watchers = new Set();
 let source = null;
 let retry = 0;
+let closed = () => {};
+let heard = 0; // when the feed was begun, or last told anything
 let skew = 0; // the console's clock less ours, ms
 
 /** The console's time now, ms. */
@@ -22,6 +25,9 @@ function changed() {
 
 export function connect(onClosed) {
   disconnect();
+  clearTimeout(retry);
+  closed = onClosed;
+  heard = Date.now();
   source = new EventSource(`${base}/api/live`);
   source.addEventListener("history", (event) => {
     live.points = JSON.parse(event.data).points;
@@ -29,7 +35,7 @@ export function connect(onClosed) {
   source.addEventListener("picture", (event) => {
     const picture = JSON.parse(event.data);
     live.picture = picture;
-    live.gotAt = Date.now();
+    live.gotAt = heard = Date.now();
     live.connected = true;
     skew = picture.at - live.gotAt;
     const last = live.points.at(-1);
@@ -59,4 +65,8 @@ export function disconnect() {
 }
 
 // The page's own second: countdowns go on, and what is old shows its age, also without a feed.
-setInterval(changed, 1000);
+setInterval(() => {
+  // A machine that slept, or a way that is cut without a word, closes nothing: a new connection is tried.
+  if (source && source.readyState !== EventSource.CLOSED && Date.now() - heard > SILENT_MS) connect(closed);
+  changed();
+}, 1000);

@@ -43,9 +43,17 @@ nav.append(
   ),
 );
 
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part; // not one of our links
+  }
+}
+
 function viewOf(hash) {
   const [path, query] = hash.replace(/^#\/?/, "").split("?");
-  const [name, arg] = path.split("/").map(decodeURIComponent),
+  const [name, arg] = path.split("/").map(decoded),
     params = new URLSearchParams(query);
   if (name === "campaigns") return ["campaigns", arg ? campaign(arg) : campaigns()];
   if (name === "workers") return ["workers", workers()];
@@ -108,6 +116,7 @@ function logIn(why = "") {
   session = null;
   useSession(null);
   disconnect();
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close(); // it would lie over the login
   shown?.leave?.();
   shown = null;
   live.picture = null;

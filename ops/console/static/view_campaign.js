@@ -18,7 +18,7 @@ export function campaign(name) {
 
   async function load() {
     try {
-      one = await get(`campaigns/${name}`);
+      one = await get(`campaigns/${encodeURIComponent(name)}`);
       gone = "";
     } catch (problem) {
       if (!(problem instanceof Problem)) throw problem;
@@ -31,7 +31,7 @@ export function campaign(name) {
     auditing = true;
     draw();
     try {
-      audit = await get(`campaigns/${name}/audit`);
+      audit = await get(`campaigns/${encodeURIComponent(name)}/audit`);
       tell(audit.ok ? `The audit of ${name} is ok.` : `The audit of ${name} is NOT ok.`, !audit.ok);
     } catch (problem) {
       tell(problem.words || problem.message, true);
@@ -147,6 +147,9 @@ function admit(room, load) {
     ),
     fields: h("div", { class: "fields" }, field("Rate", mode), field("Buyers a second", each, "of a fixed rate")),
     work: async () => {
+      // An empty field is no number; as one it would be 0, and the line would stand.
+      if (mode.value === "fixed" && each.value === "")
+        throw new Error("Buyers a second: say how many; 0 lets nobody in");
       const told = await post(
         `campaigns/${room.campaign}/room`,
         mode.value === "fixed" ? { mode: "fixed", rate: Number(each.value) } : { mode: "auto" },

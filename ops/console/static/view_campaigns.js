@@ -79,7 +79,7 @@ function campaignCard(c) {
 function skuLine(c, s) {
   const units =
     s.left === undefined
-      ? `${plural(s.first, "unit")} ${c.state === "draft" ? "to come on sale" : c.state === "closed" ? "at first" : "at first; what is left is not known now"}`
+      ? `${plural(s.first, "unit")} ${c.state === "draft" ? "to come on sale" : c.state === "closed" ? "at first" : "at first; what is left is not known here"}`
       : `${count(s.left)} left · ${count(s.held)} held · ${count(s.sold)} sold of ${count(s.allocation)}`;
   return h(
     "div",

@@ -49,8 +49,10 @@ export function messages(kind, params) {
   );
   let found = null,
     wrong = "",
-    asked = 0,
-    wanted = params.get("topic") || "";
+    asked = 0;
+  // What was filtered by, and is shown; what somebody types is none of it before it is sent.
+  const wanted = params.get("topic") || "",
+    only = (params.get("order") || "").trim();
 
   function go() {
     const query = new URLSearchParams();
@@ -62,7 +64,7 @@ export function messages(kind, params) {
   async function load() {
     asked = Date.now();
     try {
-      found = await get(`${kind}?${new URLSearchParams({ topic: wanted, order: order.value.trim() })}`);
+      found = await get(`${kind}?${new URLSearchParams({ topic: wanted, order: only })}`);
       wrong = "";
       if (topic.options.length === 1) {
         for (const name of found.topics) topic.append(h("option", { value: name }, name));
@@ -75,11 +77,9 @@ export function messages(kind, params) {
     draw();
   }
 
-  const chosen = () => (order.value.trim() || wanted ? { order: order.value.trim(), topic: wanted } : { all: true });
+  const chosen = () => (only || wanted ? { order: only, topic: wanted } : { all: true });
   const which = () =>
-    [wanted && `of the topic ${wanted}`, order.value.trim() && `of order ${order.value.trim()}`]
-      .filter(Boolean)
-      .join(" ") || "all there are";
+    [wanted && `of the topic ${wanted}`, only && `of order ${only}`].filter(Boolean).join(" ") || "all there are";
 
   function act(action, body, words) {
     const says = {

@@ -88,6 +88,7 @@ function drawAll(charts, picture) {
 function tiles(picture) {
   const { rates, intake, outbox } = picture;
   const open = picture.campaigns.filter((c) => ["open", "paused"].includes(c.state));
+  const seen = open.filter((c) => c.left !== undefined).length;
   const left = open.reduce((sum, c) => sum + (c.left || 0), 0),
     all = open.reduce((sum, c) => sum + (c.allocation || 0), 0);
   const dead = outbox.dead_messages + outbox.dead_orders;
@@ -124,7 +125,11 @@ function tiles(picture) {
       tile(
         "Units left",
         count(left),
-        all ? `of ${count(all)} in ${plural(open.length, "campaign")}` : "no campaign is open",
+        !open.length
+          ? "no campaign is open"
+          : seen < open.length
+            ? `of ${count(all)}, in ${count(seen)} of ${plural(open.length, "campaign")}: each one's page has its own`
+            : `of ${count(all)} in ${plural(open.length, "campaign")}`,
         ["store", "ledger"],
       ),
       tile(
