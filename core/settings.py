@@ -210,7 +210,7 @@ def wanted(name: str, value: Any) -> str:
     if hint is str:
         return "must be text, and not empty" if any(m.min_length for m in metas) else "must be text"
     if hint == dict[str, str]:
-        return "must be names and secrets, all of them text"
+        return 'must be names and secrets, all of them text: { app = "…", "app.2" = "…" }'
     most = next((m.max_length for m in metas if m.max_length), None)
     return "must be a list of texts" + (f", {most} at most" if most else "")
 

@@ -27,7 +27,9 @@ def check_url(text: str, *schemes: str) -> None:
         parts = urlsplit(text)
     except ValueError:
         raise ValueError(WRONG) from None  # its cause would be shown with it
-    hosts = [_host(host) for host in parts.netloc.rpartition("@")[2].split(",")]
+    # Whether the first or the last @ ends the password is told otherwise by every library: asyncpg would look up the
+    # rest of it as a host, in clear.
+    hosts = [_host(host) for host in parts.netloc.partition("@")[2 if "@" in parts.netloc else 0].split(",")]
     known = all(host is not None and int(host[1] or 0) <= 65_535 for host in hosts)
     # What follows an unwritten / or # in a password ends in the path or the fragment, the @ with it.
     if not known or "@" in parts.path or parts.fragment:

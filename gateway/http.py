@@ -189,6 +189,9 @@ class BoundedProtocol(HttpToolsProtocol):
             return self._cut(TOO_LARGE)
         self._way = self._choose()
         if self._way == LONG:
+            if self._is_framed_oddly():
+                self._way = CUT
+                return self._cut(BAD_HTTP)
             self._begin_long()
         return None
 
@@ -269,6 +272,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if way == REFUSED:
             return REFUSED if length <= SKIPPED else LONG
         return SHORT if self.short_way is not None and length <= self.short_way.body_bytes else LONG
+
+    def _is_framed_oddly(self) -> bool:
+        """Another version than HTTP/1, which the parser takes, or a transfer coding beside `chunked`: nothing here
+        undoes one, and a proxy in front may see the end of such a request elsewhere. Never so on the short way."""
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        return codings not in ([], [b"chunked"]) or not self.parser.get_http_version().startswith("1.")
 
     def _begin_long(self) -> None:
         """The request goes uvicorn's way from here on."""

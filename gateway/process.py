@@ -293,8 +293,8 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 100)
+        reload_at_sighup(context, settings)
         if context is not None:
-            reload_at_sighup(context, settings)
             handshakes_within(settings.request_timeout_s)
         edge.start()
         logger.info("gateway serves", extra={"port": sock.getsockname()[1]})

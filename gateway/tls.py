@@ -27,10 +27,16 @@ def server_context(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def reload_at_sighup(context: ssl.SSLContext, settings: Settings) -> None:
-    """From now on SIGHUP gives new connections the certificate that the files have then; a bad one changes nothing."""
+def reload_at_sighup(context: ssl.SSLContext | None, settings: Settings) -> None:
+    """From now on SIGHUP gives new connections the certificate that the files have then; a bad one changes nothing.
+
+    Without TLS it does nothing: unhandled it would end the process, with all that is in flight.
+    """
 
     def again() -> None:
+        if context is None:
+            logger.warning("certificate not read again", extra={"why": "RUSHGATE_TLS_CERT is empty: there is none"})
+            return
         try:
             server_context(settings)  # tried apart: half a load would leave a key that is not the certificate's
             _load(context, settings)

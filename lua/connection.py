@@ -5,6 +5,7 @@ Source: facts.md, "Clients": redis-py's own connection without its pool and with
 
 import asyncio
 import math
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
@@ -60,7 +61,8 @@ class StoreConnection:
                 settings, role = await _talk(connection, questions(self._level))
         except (TimeoutError, OSError, redis_errors.RedisError) as exc:
             await connection.disconnect(nowait=True)
-            raise StoreUnavailable(f"the store cannot be reached: {str(exc) or 'timeout'}") from exc
+            why = _unreadable(kwargs) or str(exc) or "timeout"
+            raise StoreUnavailable(f"the store cannot be reached: {why}") from exc
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -180,6 +182,12 @@ class SharedConnection(StoreConnection):
 def _key_of(call: Command) -> bytes:
     key = call[1]
     return key if isinstance(key, bytes) else str(key).encode()
+
+
+def _unreadable(kwargs: dict[str, Any]) -> str:
+    """Which file of the URL cannot be read: what OpenSSL says of it names none."""
+    names = (name for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile") if kwargs.get(name))
+    return next((f"the file of {name} cannot be read" for name in names if not os.access(kwargs[name], os.R_OK)), "")
 
 
 async def _talk(connection: AbstractConnection, commands: Sequence[Command]) -> list[Reply]:

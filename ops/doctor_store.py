@@ -87,7 +87,8 @@ async def _backlog(settings: Settings, store: SharedConnection) -> Check:
 
 
 async def _consumers(settings: Settings, store: StoreConnection) -> int:
-    """Ledger workers that asked the intake for work just now."""
+    """Ledger workers that asked the intake for work just now, or gave a sign of life: to Redis before 7.2 a worker that
+    asks in vain is idle."""
     asks: list[Command] = [("XINFO", "CONSUMERS", intake_key(shard), GROUP) for shard in range(settings.shards)]
     living = set()
     for reply in await store.exchange(asks):
@@ -95,7 +96,8 @@ async def _consumers(settings: Settings, store: StoreConnection) -> int:
             facts = dict(zip(consumer[::2], consumer[1::2], strict=True))
             if facts[b"idle"] < settings.claim_idle_ms + SILENT_MS:
                 living.add(facts[b"name"])
-    return len(living)
+    signs, _ = await read_signs(store.exchange)
+    return max(len(living), sum(sign.kind == GROUP for sign in signs))
 
 
 async def _ask_store(settings: Settings, store: SharedConnection) -> list[Check]:

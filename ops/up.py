@@ -1,4 +1,4 @@
-"""`rushgate up`: the stack in the foreground, until Ctrl-C or SIGTERM."""
+"""`rushgate up`: the stack in the foreground, until Ctrl-C, SIGTERM or the end of its terminal."""
 
 import asyncio
 import contextlib
@@ -14,10 +14,16 @@ from ops.stack import running
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[asyncio.Event]:
-    """An event that SIGINT or SIGTERM sets, instead of breaking in anywhere."""
+    """An event that SIGINT, SIGTERM or SIGHUP sets, instead of breaking in anywhere.
+
+    SIGHUP is what a terminal that is closed sends: unhandled it would leave store and ledger running. `nohup` has it
+    ignored, and so it stays.
+    """
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     for number in numbers:
         loop.add_signal_handler(number, stopping.set)
     try:

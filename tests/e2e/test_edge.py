@@ -167,6 +167,9 @@ def test_too_many_connections_of_one_address(edgy: Client) -> None:
         (b"POST /v1/campaigns/c/orders HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n", "bad_http"),
         (b"POST /v1/campaigns/c/orders HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999999999999\r\n\r\n", "bad_http"),  # noqa: E501
         (b"POST /v1/campaigns/c/orders HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n\r\n", "bad_http"),  # noqa: E501
+        (b"POST /v1/campaigns/c/orders HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "bad_http"),  # noqa: E501
+        (b"POST /v1/campaigns/c/orders HTTP/1.1\r\nhost: x\r\ntransfer-encoding: cow\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", "bad_http"),  # noqa: E501
+        (b"GET /livez HTTP/2.0\r\nhost: x\r\n\r\n", "bad_http"),
         (b"GET /livez HTTP/1.1\r\nhost: x\r\n" + b"x: y\r\n" * 101 + b"\r\n", "head_too_large"),
         (b"GET /" + b"a" * 16_384 + b" HTTP/1.1\r\nhost: x\r\n\r\n", "head_too_large"),
         (b"GET /livez HTTP/1.1\r\nx: " + b"a" * 900_000, "head_too_large"),

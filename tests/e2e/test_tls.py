@@ -157,6 +157,19 @@ def test_new_certificate_without_a_restart(secured: Secured) -> None:
     assert call(secured, "GET", "/livez")[0] == 200
 
 
+def test_hangup_without_a_certificate_ends_nothing(stack: Up, tmp_path: Path) -> None:
+    """`systemctl reload` of a gateway behind a proxy, and a `kill -HUP` that was meant for another stack."""
+    for args, serves in (["gateway"], "gateway serves"), (["console"], "console serves"):
+        part = Part(tmp_path / args[0], args, own_gateway(stack) | {"RUSHGATE_CONSOLE_PORT": "0"})
+        try:
+            until(lambda part=part, serves=serves: serves in part.text)  # type: ignore[misc]
+            part.process.send_signal(signal.SIGHUP)
+            until(lambda part=part: "certificate not read again" in part.text)  # type: ignore[misc]
+            assert part.process.poll() is None
+        finally:
+            assert part.end() == 0
+
+
 @pytest.mark.parametrize("wrong", ["authority", "name"])
 def test_store_and_ledger_of_a_stranger_are_not_spoken_to(
     secured: Secured, stack: Up, tmp_path: Path, wrong: str

@@ -58,7 +58,7 @@ def test_ready_line_tells_how_to_reach_everything(stack: Up) -> None:
     assert asyncio.run(orders_in(stack.ready["ledger"], campaign)) == 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_leaves_no_process_and_exits_0(tmp_path: Path, signum: signal.Signals) -> None:
     found = Up(tmp_path / "d", "--port", "0", "--gateway-workers", "2").wait_ready()
     pids = [*found.children("gateway"), *found.children("worker")]

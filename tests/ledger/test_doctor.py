@@ -55,3 +55,16 @@ async def test_gateways_are_known_by_their_signs_of_life(settings: Settings, sto
         for sign in signs:
             await sign.stop()
     assert await said(settings, "gateway") == ("warning", "none is at work: `rushgate gateway`")
+
+
+async def test_ledger_worker_without_work_is_known_by_its_sign_of_life(
+    settings: Settings, store: SharedConnection
+) -> None:
+    """Redis 7.0 counts as idle who asks the intake in vain."""
+    assert (await said(settings, "ledger worker"))[1] == "none is at work: `rushgate worker ledger`"
+    sign = SignOfLife(settings.store_url, "ledger", "ledger-1", lambda: Work(0.0))
+    try:
+        await sign.say()
+        assert await said(settings, "ledger worker") == ("ok", "1 at work")
+    finally:
+        await sign.stop()

@@ -142,6 +142,12 @@ async def test_connect_to_a_silent_server_ends_in_time() -> None:
         await left.wait()  # hung up, not left open
 
 
+async def test_connect_with_a_missing_file_of_authorities_says_which_parameter_names_it() -> None:
+    url = "rediss://127.0.0.1:1/0?ssl_ca_certs=/no/such/ca.pem"
+    with pytest.raises(StoreUnavailable, match=r"^the store cannot be reached: the file of ssl_ca_certs cannot be"):
+        await StoreConnection(url, "fsync", 5.0, "test").connect()
+
+
 async def test_run_sends_the_text_only_to_calls_that_miss_it(services: Services, store: SharedConnection) -> None:
     sale = await StoreSale.open(store, {"red": 9})
     source = LuaSource.read("audit")

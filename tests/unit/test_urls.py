@@ -25,6 +25,7 @@ SETTINGS = {
         f"user:{SECRET}@host:99999/0",
         f"user:{SECRET}@[::1/0",
         f"user:{SECRET}[@host/0",
+        f"user:x@{SECRET}@host/0",
         f"user:{SECRET}@ho st/0",
     ],
 )
@@ -47,7 +48,7 @@ def test_url_of_another_kind_is_told_without_its_password(setting: str) -> None:
     [
         "redis://127.0.0.1:6379/0",
         "redis://:p%2Fw%23@host",
-        "redis://user:a@b:c@[::1]:6379/0?socket_timeout=1",
+        "redis://user:a:c@[::1]:6379/0?socket_timeout=1",
         "redis://user:100%@host_1.example./0",
         "redis:///0",
     ],
