@@ -89,6 +89,8 @@ def _check(args: argparse.Namespace) -> None:
         raise Invalid("a file is reckoned with, not measured: leave --assume out", "--probe")
     if args.probe_load and args.probe != "ledger":
         raise Invalid("makes a backlog for `--probe ledger`", "--probe-load")
+    if args.probe_load and args.rate is None and not args.print_assumptions:  # told before it is measured for so long
+        raise Invalid("its load is not what arrives, so name a rate", "--rate")
 
 
 async def _measure(place: Place, args: argparse.Namespace) -> tuple[Measured, Gain | None]:
@@ -140,12 +142,12 @@ def lines(
 ) -> list[str]:
     """The advice in plain words, 80 columns."""
     target = advice.target
-    wish = f"To hold {target.rate:,.0f} orders/s"
+    wish = f"To hold {_exact(target.rate)} orders/s"
     if target.spike:
         wish += (
             f", and to have a spike of {target.spike:,.0f} orders on top of it in the ledger within "
-            f"{target.clear_in_s:g} s, {target.needed:,.0f} orders/s must pass every stage. Busy: the processes at the "
-            "rate alone. One more: what it would add to its stage."
+            f"{target.clear_in_s:g} s, {_exact(target.needed)} orders/s must pass every stage. Busy: the processes at "
+            "the rate alone. One more: what it would add to its stage."
         )
     else:
         wish += f", no process busier than {STEADY:.0%}. One more: what it would add to its stage."
@@ -158,6 +160,11 @@ def lines(
     for words in notes:
         told += _wrapped(f"note: {words}")
     return told
+
+
+def _exact(rate: float) -> str:
+    """A rate that was asked for: a small one is not rounded to another."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.3g}"
 
 
 def _wrapped(*sentences: str) -> list[str]:

@@ -142,9 +142,12 @@ async def scale(settings: Settings, args: argparse.Namespace) -> int:
     before = await call(folder, Request("children"))
     after = await call(folder, Request("scale", wanted), settings.grace_s)
     async with watched(command_place(os.environ, args.data_dir).settings) as store:
-        for kind in wanted:
-            await at_work(store, kind, pids(after, kind))
-            print(f"{kind}: {len(pids(before, kind))} -> {len(pids(after, kind))}, all at work")
+        for kind, n in wanted.items():
+            alive = pids(after, kind)
+            await at_work(store, kind, alive)
+            if len(alive) < n:  # the others wait for their next start
+                raise NotScaled(f"{kind}: {len(alive)} of {n} are at work, others die again and again: see their logs")
+            print(f"{kind}: {len(pids(before, kind))} -> {n}, {'all at work' if n else 'all ended'}")
     return 0
 
 

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import os
+import signal
 from typing import Any
 
+from ops.control import Child, Request, call
 from tests.e2e.support import Client, Crowd, Up, until
 
 KINDS = ["expiry", "gateway", "ledger", "reconcile", "relay"]
@@ -37,7 +40,7 @@ def test_workers_lists_each_process_with_what_it_does(stack: Up, client: Client)
 
 def test_kind_that_does_not_live_is_missed_in_plain_words(stack: Up) -> None:
     try:
-        assert stack.command("scale", "expiry=0").stdout == "expiry: 1 -> 0, all at work\n"
+        assert stack.command("scale", "expiry=0").stdout == "expiry: 1 -> 0, all ended\n"
         said = stack.command("workers")
         assert said.returncode == 1
         assert "no expiry worker lives: orders that nobody pays keep their units" in said.stdout
@@ -45,6 +48,24 @@ def test_kind_that_does_not_live_is_missed_in_plain_words(stack: Up) -> None:
     finally:
         assert stack.command("scale", "expiry=1").returncode == 0
     assert stack.command("workers").returncode == 0
+
+
+def test_scale_does_not_call_a_child_that_dies_again_and_again_at_work(stack: Up) -> None:
+    def expiry() -> list[Child]:
+        return [c for c in asyncio.run(call(stack.data, Request("children"))) if c.kind == "expiry"]
+
+    try:
+        for _ in range(5):  # each pause before the next start is longer
+            until(lambda: expiry()[0].state == "running")
+            os.kill(expiry()[0].pid or 0, signal.SIGKILL)
+            until(lambda: expiry()[0].state == "waiting")
+        said = stack.command("scale", "expiry=2")
+        assert expiry()[0].state == "waiting", "control: it was so while it was scaled"
+        assert said.returncode == 1
+        assert "expiry: 1 of 2 are at work" in said.stderr
+    finally:
+        until(lambda: expiry()[0].state == "running")
+        assert stack.command("scale", "expiry=1").returncode == 0
 
 
 async def test_processes_that_come_and_go_under_load_lose_no_order(stack: Up, client: Client) -> None:
@@ -72,6 +93,8 @@ async def test_processes_that_come_and_go_under_load_lose_no_order(stack: Up, cl
 
 def test_tune_needs_a_rate_while_nothing_arrives_and_no_probe_measures_without_load(stack: Up) -> None:
     until(lambda: not any(p["rate"] or p["more"].get("accepted_per_s") for p in found(stack)["processes"]))
+    said = stack.command("tune", "--probe", "--probe-load")
+    assert (said.returncode, "its load is not what arrives" in said.stderr) == (2, True), said  # before it measures
     said = stack.command("tune", "--over", "1")
     assert (said.returncode, said.stderr) == (2, "rushgate: --rate: nothing arrives now, so name a rate\n")
     said = stack.command("tune", "--over", "1", "--rate", "10", "--probe")
