@@ -30,8 +30,8 @@ run: $(STAMP) ## the main job: the stack, the sample campaign, a real rush, the 
 up: $(STAMP) ## only the stack, in the foreground
 	@exec $(BIN)/rushgate up
 
-test: $(STAMP) ## all tests, against real services that the tests start themselves (JOBS=3 processes: they wait a lot)
-	@$(BIN)/python -m pytest -m "$$(tests/tools.sh)" -n $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
+test: $(STAMP) ## all tests, against real services that the tests start themselves (JOBS=2 processes)
+	@$(BIN)/python -m pytest -m "$$(tests/tools.sh)" -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 test-debian: $(STAMP) ## the tests of store and ledger on Debian's Redis 7.0 and Postgres 15
 	@tests/debian.sh

@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import os
-import signal
 from typing import Any
 
-from ops.control import Child, Request, call
 from tests.e2e.support import Client, Crowd, Up, until
 
 KINDS = ["expiry", "gateway", "ledger", "reconcile", "relay"]
@@ -48,24 +45,6 @@ def test_kind_that_does_not_live_is_missed_in_plain_words(stack: Up) -> None:
     finally:
         assert stack.command("scale", "expiry=1").returncode == 0
     assert stack.command("workers").returncode == 0
-
-
-def test_scale_does_not_call_a_child_that_dies_again_and_again_at_work(stack: Up) -> None:
-    def expiry() -> list[Child]:
-        return [c for c in asyncio.run(call(stack.data, Request("children"))) if c.kind == "expiry"]
-
-    try:
-        for _ in range(5):  # each pause before the next start is longer
-            until(lambda: expiry()[0].state == "running")
-            os.kill(expiry()[0].pid or 0, signal.SIGKILL)
-            until(lambda: expiry()[0].state == "waiting")
-        said = stack.command("scale", "expiry=2")
-        assert expiry()[0].state == "waiting", "control: it was so while it was scaled"
-        assert said.returncode == 1
-        assert "expiry: 1 of 2 are at work" in said.stderr
-    finally:
-        until(lambda: expiry()[0].state == "running")
-        assert stack.command("scale", "expiry=1").returncode == 0
 
 
 async def test_processes_that_come_and_go_under_load_lose_no_order(stack: Up, client: Client) -> None:

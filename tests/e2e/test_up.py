@@ -60,7 +60,11 @@ def test_ready_line_tells_how_to_reach_everything(stack: Up) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_leaves_no_process_and_exits_0(tmp_path: Path, signum: signal.Signals) -> None:
-    found = Up(tmp_path / "d", "--port", "0", "--gateway-workers", "2").wait_ready()
+    before = signal.signal(signum, signal.default_int_handler)  # not ignored, as under `nohup`
+    try:
+        found = Up(tmp_path / "d", "--port", "0", "--gateway-workers", "2").wait_ready()
+    finally:
+        signal.signal(signum, before)
     pids = [*found.children("gateway"), *found.children("worker")]
     assert len(pids) == 6  # two gateways, a worker of each kind
     assert len(living(found.data)) >= 3  # store, ledger and `up` itself
