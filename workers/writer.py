@@ -8,6 +8,7 @@ or came too late. What COPY refuses takes the other way, so nothing depends on t
 import logging
 import time
 from functools import partial
+from typing import Any
 
 import asyncpg
 from asyncpg.pgproto.pgproto import UUID
@@ -135,18 +136,22 @@ class LedgerWriter:
 
     async def _insert(self, rows: list[OrderRow]) -> tuple[int, list[DeadLetter]]:
         """Orders newly written, and those that came after a rebuild had closed their epoch: a person decides."""
-        found = await ask(lambda: self._ledger.fetchrow(query("insert_orders"), *columns(rows)))
+        found = await ask(partial(self._inserted, rows))
         assert found is not None  # noqa: S101 - a SELECT without FROM has one row
         late = {i.bytes for i in found["late"]}
-        await self._put_traces(rows)
         why = f"{TOO_LATE}: the campaign was rebuilt, and its hold is gone"
         return found["written"], [dead(r, why) for r in rows if r.order_id in late]
 
-    async def _put_traces(self, rows: list[OrderRow]) -> None:
-        """After their orders, so that a trace is of an order that is there. Broken off in between, both come again."""
-        found = [(r.shard, UUID(r.order_id), c.traceparent) for r in rows if (c := _own_trace(r)) is not None]
-        if found:
-            await ask(lambda: self._ledger.execute(query("put_traces"), *(list(c) for c in zip(*found, strict=True))))
+    async def _inserted(self, rows: list[OrderRow]) -> Any:
+        """What insert_orders tells. Orders and their traces are there in one instant: a reader in between would tell
+        another trace of the order than its caller's, and a relay its partner."""
+        traces = [(r.shard, UUID(r.order_id), c.traceparent) for r in rows if (c := _own_trace(r)) is not None]
+        if not traces:
+            return await self._ledger.fetchrow(query("insert_orders"), *columns(rows))
+        async with self._ledger.acquire() as connection, connection.transaction():
+            found = await connection.fetchrow(query("insert_orders"), *columns(rows))
+            await connection.execute(query("put_traces"), *(list(c) for c in zip(*traces, strict=True)))
+        return found
 
     async def _set_aside(self, letter: DeadLetter) -> None:
         header = letter.header

@@ -10,7 +10,7 @@ from core.desk.orders import OrderDesk
 from core.ledger.pool import Pool
 from core.trace_context import parse_traceparent
 from core.tracing import MAX_LINKS, Exporter, Span, Tracer
-from tests.ledger.support import row
+from tests.ledger.support import row, table_locked, waiting_for_lock
 from workers.copies import copies
 from workers.entries import OrderRow
 from workers.traces import BATCH_WRITE, BatchWrite, moved
@@ -54,6 +54,17 @@ async def test_trace_of_an_order_that_came_too_late_is_not_on_record(ledger: Poo
     )  # fmt: skip
     assert await LedgerWriter(ledger).write([one], [], copies([one])) == (0, 1)
     assert await ledger.fetchval("SELECT count(*) FROM order_traces") == 0
+
+
+@pytest.mark.parametrize("way", ["copy", "statement"])
+async def test_order_and_its_trace_are_there_in_one_instant(ledger: Pool, dsn: str, way: str) -> None:
+    one = row(1, trace=traceparent(1))
+    async with table_locked(dsn, "order_traces") as other:
+        writing = asyncio.create_task(LedgerWriter(ledger).write([one], [], copies([one]) if way == "copy" else None))
+        await waiting_for_lock(other)
+        assert await other.fetchval("SELECT count(*) FROM orders") == 0
+    assert await writing == (1, 0)
+    assert await ledger.fetchval("SELECT count(*) FROM orders JOIN order_traces USING (shard, order_id)") == 1
 
 
 async def test_two_workers_with_the_same_orders_do_not_hinder_each_other(ledger: Pool) -> None:
