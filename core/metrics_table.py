@@ -136,6 +136,7 @@ METRICS: tuple[Definition, ...] = (
     _counter(_RECONCILE, "repairs", "Orders mended: requeued, released, settled, repeated.", "repair"),
     _gauge(_RECONCILE, "alerts", "Alerts that stand, by what is wrong.", "alert"),
     _counter(_RECONCILE, "rebuilds", "Campaigns that this worker rebuilt from the ledger."),
+    _counter(_RECONCILE, "rebuild_lost_orders", "Accepted orders that nobody had any more when it rebuilt them."),
     _gauge(_RECONCILE, "campaigns_out_of_service", "Campaigns that the store lost and that are not rebuilt yet."),
     _gauge(_RECONCILE, "campaigns", "Campaigns by their state.", "state"),
     _gauge(_RECONCILE, "store_admitted", "1 if orders may be taken on the store; 0 = not judged yet, or away."),

@@ -89,5 +89,6 @@ def _of_reconcile(worker: ReconcileWorker) -> Iterable[Row]:
     for repair, count in worker.repairs.items():
         yield "rushgate_repairs_total", (repair,), count
     yield "rushgate_rebuilds_total", (), worker.recovery.rebuilt
+    yield "rushgate_rebuild_lost_orders_total", (), worker.recovery.lost
     yield "rushgate_store_admitted", (), worker.admitted
     yield "rushgate_campaigns_out_of_service", (), len(worker.recovery.damaged)

@@ -75,6 +75,7 @@ class Recovery:
         self.damaged: dict[str, str] = {}  # campaign -> why it is out of service; not put right yet by this process
         self.blocking: dict[str, str] = {}  # campaign -> why the store is not admitted for it
         self.rebuilt = 0  # campaigns, by this process
+        self.lost = 0  # order numbers that nobody had any more when it rebuilt them
 
     async def step(self) -> bool:
         """The store is judged if its life is not admitted, and admitted if it may be. Returns whether it is.
@@ -256,7 +257,9 @@ class Recovery:
         try:
             if self._auto:
                 done = await self._rebuilder.rebuild(campaign, why, known)
-                self.rebuilt += done.state != "recovering"
+                if done.state != "recovering":
+                    self.rebuilt += 1
+                    self.lost += sum(shard.gap for shard in done.shards)
                 why = _tell(done)
             else:
                 await self._rebuilder.set_aside(campaign, why)

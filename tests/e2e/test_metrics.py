@@ -200,6 +200,23 @@ def test_a_campaign_that_the_store_lost_is_counted_as_a_rebuild(watched: Watched
     watched.until(lambda s: s.sum("rushgate_campaigns_out_of_service") == 0 and s.sum("rushgate_alerts") == 0)
 
 
+def test_orders_that_went_with_the_store_are_counted(watched: Watched) -> None:
+    client = watched.client
+    campaign = client.sale({"red": 10})
+    keys = sale_keys(home_shards(campaign, 1, 64)[0], campaign)
+    lost = watched.scrape().sum("rushgate_rebuild_lost_orders_total")
+    [worker] = watched.up.children("ledger")
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        assert client.order(campaign).status == 202  # its entry may be with the worker already
+        assert many(client, campaign, 3) == [202] * 3
+        watched.exchange(("DEL", *keys[:7]), ("XTRIM", keys.intake, "MAXLEN", 0))
+        watched.until(lambda s: s.sum("rushgate_rebuild_lost_orders_total") - lost >= 3)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    watched.until(lambda s: s.sum("rushgate_campaigns_out_of_service") == 0 and s.sum("rushgate_alerts") == 0)
+
+
 def test_gauges_and_processes_are_alive(watched: Watched) -> None:
     now = watched.until(
         lambda s: s.sum("rushgate_store_memory_bytes") > 0 and s.sum("rushgate_campaigns", state="open")
