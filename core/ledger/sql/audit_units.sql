@@ -6,19 +6,27 @@
 --          sure    units that the store had taken when it was read: no release was ever due for them
 --          unsure  units whose release is due, or was done since then
 --          (units released before were left again)
--- Orders and messages are read once each, by themselves: a plan from before the sale has filled the tables joins them by
--- indexes that begin with the shard, and reads all of the shard for every line.
+-- No join is left to the planner: with a plan from before the sale has filled the tables it reads one side whole for
+-- every row of the other. Orders and messages are read once each and brought together by a GROUP BY, their lines by the
+-- primary key, order by order (OFFSET 0: the planner may not turn that into a join).
 WITH mine AS MATERIALIZED (
-         SELECT order_id FROM orders
-         WHERE shard = $1 AND campaign = $2 AND (epoch, seq) <= ($3::integer, $4::bigint)
-     ),
-     due AS MATERIALIZED (SELECT order_id FROM outbox WHERE shard = $1 AND topic = 'release'),
-     done AS MATERIALIZED (SELECT order_id, at FROM deliveries WHERE shard = $1 AND topic = 'release')
+    SELECT order_id, bool_or(due) AS due, max(done_at) AS done_at
+    FROM (
+        SELECT order_id, true AS mine, false AS due, NULL::timestamptz AS done_at FROM orders
+        WHERE shard = $1 AND campaign = $2 AND (epoch, seq) <= ($3::integer, $4::bigint)
+        UNION ALL
+        SELECT order_id, false, true, NULL FROM outbox WHERE shard = $1 AND topic = 'release'
+        UNION ALL
+        SELECT order_id, false, false, at FROM deliveries WHERE shard = $1 AND topic = 'release'
+    ) AS facts
+    GROUP BY order_id
+    HAVING bool_or(mine)
+)
 SELECT i.sku,
-       coalesce(sum(i.quantity) FILTER (WHERE m.order_id IS NULL AND d.order_id IS NULL), 0)::bigint AS sure,
-       coalesce(sum(i.quantity) FILTER (WHERE m.order_id IS NOT NULL OR d.at >= $5), 0)::bigint AS unsure
+       coalesce(sum(i.quantity) FILTER (WHERE NOT o.due AND o.done_at IS NULL), 0)::bigint AS sure,
+       coalesce(sum(i.quantity) FILTER (WHERE o.due OR o.done_at >= $5), 0)::bigint AS unsure
 FROM mine o
-JOIN order_items i ON i.shard = $1 AND i.order_id = o.order_id
-LEFT JOIN due m ON m.order_id = o.order_id
-LEFT JOIN done d ON d.order_id = o.order_id
+CROSS JOIN LATERAL (
+    SELECT sku, quantity FROM order_items WHERE shard = $1 AND order_id = o.order_id OFFSET 0
+) AS i
 GROUP BY i.sku;
