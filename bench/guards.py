@@ -53,7 +53,7 @@ async def measure(services: Services) -> dict[str, Any]:
                     await drop(services, sale)
     print(f"\nguards at the door: fsync, {ORDERS:,} orders a run, in turns")
     tables = {f"at_{connections}": _table(connections, runs) for connections, runs in found.items()}
-    return {"guards": tables, "settings": {"orders": ORDERS}}
+    return {**tables, "settings": {"orders": ORDERS}}
 
 
 def _table(connections: int, found: dict[str, list[Run]]) -> dict[str, Any]:
