@@ -14,9 +14,6 @@ WITH mine AS MATERIALIZED (
         UNION ALL
         SELECT order_id, NULL, NULL, NULL, NULL, false, true FROM outbox
         WHERE shard = $1 AND topic IN ('release', 'restock')
-        UNION ALL
-        SELECT order_id, NULL, NULL, NULL, NULL, false, true FROM deliveries
-        WHERE shard = $1 AND topic IN ('release', 'restock')
     ) AS facts
     GROUP BY order_id
     HAVING bool_or(mine) AND NOT bool_or(back)
@@ -24,8 +21,13 @@ WITH mine AS MATERIALIZED (
     SELECT o.channel, o.buyer_id, o.client_ip, o.device_id, i.sku, i.quantity
     FROM mine o
     CROSS JOIN LATERAL (
+        SELECT count(*) AS times FROM deliveries
+        WHERE shard = $1 AND order_id = o.order_id AND topic IN ('release', 'restock')
+    ) AS back
+    CROSS JOIN LATERAL (
         SELECT sku, quantity FROM order_items WHERE shard = $1 AND order_id = o.order_id OFFSET 0
     ) AS i
+    WHERE back.times = 0
 )
 SELECT kind, who, units FROM (
     SELECT 'buyer' AS kind, buyer_id AS who, sum(quantity)::bigint AS units, $3::bigint AS most

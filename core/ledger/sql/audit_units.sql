@@ -7,25 +7,27 @@
 --          unsure  units whose release is due, or was done since then
 --          (units released before were left again)
 -- No join is left to the planner: with a plan from before the sale has filled the tables it reads one side whole for
--- every row of the other. Orders and messages are read once each and brought together by a GROUP BY, their lines by the
--- primary key, order by order (OFFSET 0: the planner may not turn that into a join).
+-- every row of the other. Orders and what waits in the outbox are read once each and brought together by a GROUP BY;
+-- their lines, and what was delivered, which are of all times, by the primary keys, order by order (OFFSET 0, and an
+-- aggregate: the planner may not turn that into a join).
 WITH mine AS MATERIALIZED (
-    SELECT order_id, bool_or(due) AS due, max(done_at) AS done_at
+    SELECT order_id, bool_or(due) AS due
     FROM (
-        SELECT order_id, true AS mine, false AS due, NULL::timestamptz AS done_at FROM orders
+        SELECT order_id, true AS mine, false AS due FROM orders
         WHERE shard = $1 AND campaign = $2 AND (epoch, seq) <= ($3::integer, $4::bigint)
         UNION ALL
-        SELECT order_id, false, true, NULL FROM outbox WHERE shard = $1 AND topic = 'release'
-        UNION ALL
-        SELECT order_id, false, false, at FROM deliveries WHERE shard = $1 AND topic = 'release'
+        SELECT order_id, false, true FROM outbox WHERE shard = $1 AND topic = 'release'
     ) AS facts
     GROUP BY order_id
     HAVING bool_or(mine)
 )
 SELECT i.sku,
-       coalesce(sum(i.quantity) FILTER (WHERE NOT o.due AND o.done_at IS NULL), 0)::bigint AS sure,
-       coalesce(sum(i.quantity) FILTER (WHERE o.due OR o.done_at >= $5), 0)::bigint AS unsure
+       coalesce(sum(i.quantity) FILTER (WHERE NOT o.due AND d.done_at IS NULL), 0)::bigint AS sure,
+       coalesce(sum(i.quantity) FILTER (WHERE o.due OR d.done_at >= $5), 0)::bigint AS unsure
 FROM mine o
+CROSS JOIN LATERAL (
+    SELECT max(at) AS done_at FROM deliveries WHERE shard = $1 AND order_id = o.order_id AND topic = 'release'
+) AS d
 CROSS JOIN LATERAL (
     SELECT sku, quantity FROM order_items WHERE shard = $1 AND order_id = o.order_id OFFSET 0
 ) AS i
