@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.environment import shown, spread
-from bench.intake import body_of, closed_loop, drop, gateway_beside_store, key_of
+from bench.intake import body_of, closed_loop, drop, gateway_beside_store, key_of, request_of
 from bench.services import CHANNEL_KEY, Services
 from core.desk.access_books import AccessBooks
 from core.desk.channels import ChannelDesk, ChannelSpec, NewKey
@@ -28,7 +28,7 @@ RATES = {
 }
 GUARDS = ("key of the settings", "key of the ledger", "signed request", "ticket", *RATES)
 Run = dict[str, float]
-Headers = Callable[[str, int, bytes], str]  # of mark, number, body
+Headers = Callable[[str, int], str]  # of mark, number
 
 
 async def measure(services: Services) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _headers(guard: str, campaign: str, web: NewKey, server: NewKey) -> Headers:
     if guard == "ticket":
         tickets, expires_ms = Tickets((SECRET,)), int(time.time() * 1000) + 600_000
 
-        def ticket(mark: str, n: int, body: bytes) -> str:
+        def ticket(mark: str, n: int) -> str:
             text = tickets.issue(Ticket("web", campaign, f"{mark}{n:08d}", "", expires_ms))
             return f"authorization: Bearer {text}\r\n"
 
@@ -84,21 +84,17 @@ def _headers(guard: str, campaign: str, web: NewKey, server: NewKey) -> Headers:
     if guard == "signed request":
         at_s = int(time.time())
 
-        def signed(mark: str, n: int, body: bytes) -> str:
-            made = sign(server.key, server.key_id, at_s, "POST", orders_path(campaign), body, key_of(mark, n))
+        def signed(mark: str, n: int) -> str:
+            path, body = orders_path(campaign), body_of(mark, n)
+            made = sign(server.key, server.key_id, at_s, "POST", path, body, key_of(mark, n))
             return "".join(f"{name}: {value}\r\n" for name, value in made.items())
 
         return signed
     key = web.key if guard == "key of the ledger" else CHANNEL_KEY
-    return lambda mark, n, body: f"authorization: Bearer {key}\r\n"
+    return lambda mark, n: f"authorization: Bearer {key}\r\n"
 
 
 def _requests(target: Target, campaign: str, headers: Headers, mark: str, orders: int) -> list[bytes]:
     """All of a run, whole."""
     first = f"POST {orders_path(campaign)} HTTP/1.1\r\nhost: {target.authority}\r\n"
-    made = []
-    for n in range(orders):
-        body = body_of(mark, n)
-        rest = f"Idempotency-Key: {key_of(mark, n)}\r\nContent-Length: {len(body)}\r\n\r\n"
-        made.append((first + headers(mark, n, body) + rest).encode() + body)
-    return made
+    return [request_of((first + headers(mark, n)).encode(), mark, n) for n in range(orders)]

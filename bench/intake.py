@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from bench.environment import cpu_s, pin, shown, spread
@@ -65,8 +66,10 @@ async def measure(services: Services) -> dict[str, Any]:
                 name = f"http-{n}-{connections}"
                 sale = await services.open_sale(name)
                 head = request_head("POST", orders_path(name), gateway.target, CHANNEL_KEY)
-                await closed_loop(gateway, connections, 2_000, plain(head, "w"))
-                found[connections].append(await closed_loop(gateway, connections, ORDERS, plain(head, "m")))
+                await closed_loop(gateway, connections, 2_000, partial(request_of, head, "w"))
+                found[connections].append(
+                    await closed_loop(gateway, connections, ORDERS, partial(request_of, head, "m"))
+                )
                 await drop(services, sale)
     print(f"\naccepted orders over HTTP, fsync, {ORDERS:,} orders a round, a new buyer and key each")
     for c, rounds in found.items():
@@ -98,16 +101,10 @@ def key_of(mark: str, n: int) -> str:
     return f"{mark}-{n:08d}"
 
 
-def plain(head: bytes, mark: str) -> Callable[[int], bytes]:
-    """The n-th request, behind a head that all share."""
-
-    def wire(n: int) -> bytes:
-        body = body_of(mark, n)
-        return head + b"Idempotency-Key: %b\r\nContent-Length: %d\r\n\r\n%b" % (
-            key_of(mark, n).encode(), len(body), body,
-        )  # fmt: skip
-
-    return wire
+def request_of(head: bytes, mark: str, n: int) -> bytes:
+    """The n-th request, whole, behind its request line and what makes its caller known."""
+    body = body_of(mark, n)
+    return head + b"Idempotency-Key: %b\r\nContent-Length: %d\r\n\r\n%b" % (key_of(mark, n).encode(), len(body), body)
 
 
 async def closed_loop(

@@ -65,7 +65,7 @@ class Edge:
 
     def enter(self, protocol: "BoundedProtocol") -> bool:
         """Whether the connection may stay; otherwise it has its answer and is closing."""
-        address = _address_of(protocol)
+        address = _address_of(protocol) if self.per_address else ""
         too_many = len(self.connections) >= self.most or (
             self.per_address > 0 and self._of_address[address] >= self.per_address
         )

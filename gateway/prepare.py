@@ -8,6 +8,7 @@ from core.ids import IdSource
 from core.model import AnyOrder, Item, PlainItem
 from core.wire import Placed, encode, fingerprint, request_field
 from gateway.catalogue import Sale
+from gateway.peer import MAPPED
 from lua.keys import buyer_slot
 from lua.reserve import Ask
 
@@ -108,6 +109,6 @@ def canonical_ip(text: str) -> str:
         raise Invalid("not an IP address", "client_ip") from exc
     if family == socket.AF_INET:
         return text  # it takes four decimal numbers without leading zeros and nothing else: the one spelling
-    if packed[:12] == b"\0" * 10 + b"\xff\xff":  # an IPv4 address in IPv6 clothes
+    if packed[:12] == MAPPED:
         family, packed = socket.AF_INET, packed[12:]
     return socket.inet_ntop(family, packed)

@@ -255,22 +255,22 @@ class Limiter:
     def _tell(self, one: Asking, verdict: Verdict) -> None:
         waiting = one.waiting
         if waiting.done():
-            return None
+            return
         if verdict.refused:
             self.limited += 1
             self.on_limited(waiting.sale)
             waiting.set_exception(one.policy.refusal(verdict))
-            return None
+            return
         self.passed += 1
         if verdict.limit:
             one.holder.standing = one.policy.standing(verdict)
         if isinstance(waiting, Passing):
-            return waiting.passed.set_result(None)
+            waiting.passed.set_result(None)
+            return
         try:
             self._intake.put(waiting)
         except Overloaded as exc:
             waiting.set_exception(exc)
-        return None
 
     def _fail(self, exc: Exception) -> None:
         """Nobody waits any more: all are told this."""

@@ -179,7 +179,8 @@ async def load(settings: Settings) -> AsyncIterator[None]:
 async def _open(desk: Desk, name: str, shards: int) -> Sale:
     now = datetime.now(UTC)
     spec = CampaignSpec(
-        opens_at=now - timedelta(minutes=1), closes_at=now + timedelta(minutes=10), currency="XXX",
+        opens_at=now - timedelta(minutes=1), closes_at=now + timedelta(minutes=10),
+        currency="XXX",  # ISO 4217: no currency
         pay_within_s=PAY_WITHIN_S, skus=[SkuSpec("probe", "Scratch units of rushgate tune", LOAD_ORDERS, 1)],
     )  # fmt: skip
     await desk.campaigns.put(name, spec)
